@@ -18,6 +18,9 @@ use std::time::Duration;
 pub struct ServiceName(String);
 
 impl ServiceName {
+    /// The vhost of the platform, shared by all services.
+    pub const VHOST: &'static str = "maestro";
+
     /// The name itself.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -87,10 +90,16 @@ impl FromStr for ServiceName {
 
     fn from_str(name: &str) -> Result<Self, InvalidName> {
         if !(3..=40).contains(&name.len()) || !is_kebab(name) {
-            return Err(InvalidName {
-                name: name.to_owned(),
-                expected: "lower-case kebab, 3 to 40 characters, such as `quality-fabric`",
-            });
+            return Err(InvalidName::new(
+                name,
+                "lower-case kebab, 3 to 40 characters, such as `quality-fabric`",
+            ));
+        }
+        if is_taken(name) {
+            return Err(InvalidName::new(
+                name,
+                "a name whose role, user or exchange is not one of the servers' own or of another service",
+            ));
         }
         Ok(Self(name.to_owned()))
     }
@@ -120,10 +129,10 @@ impl FromStr for SubscriptionName {
     fn from_str(name: &str) -> Result<Self, InvalidName> {
         let reserved = ["events", "direct", "retry", "dlq"].contains(&name);
         if !(2..=60).contains(&name.len()) || !is_kebab(name) || reserved {
-            return Err(InvalidName {
-                name: name.to_owned(),
-                expected: "one lower-case kebab label of 2 to 60 characters that is none of `events`, `direct`, `retry`, `dlq`",
-            });
+            return Err(InvalidName::new(
+                name,
+                "one lower-case kebab label of 2 to 60 characters that is none of `events`, `direct`, `retry`, `dlq`",
+            ));
         }
         Ok(Self(name.to_owned()))
     }
@@ -144,10 +153,39 @@ pub struct InvalidName {
 }
 
 impl InvalidName {
+    pub(crate) fn new(name: &str, expected: &'static str) -> Self {
+        Self {
+            name: name.to_owned(),
+            expected,
+        }
+    }
+
     /// What a valid name looks like.
     pub fn expected(&self) -> &'static str {
         self.expected
     }
+}
+
+/// Names whose derived names exist already: administrators and built-in users of the three servers,
+/// RabbitMQ's `amq.` exchanges, and the owner and migrator roles of another service.
+fn is_taken(name: &str) -> bool {
+    const SERVERS: [&str; 11] = [
+        "admin",
+        "amq",
+        "default",
+        "guest",
+        "maestro",
+        "maestro-admin",
+        "none",
+        "postgres",
+        "public",
+        "template0",
+        "template1",
+    ];
+    SERVERS.contains(&name)
+        || name.starts_with("pg-")
+        || name.ends_with("-owner")
+        || name.ends_with("-migrator")
 }
 
 fn is_kebab(name: &str) -> bool {
@@ -200,7 +238,20 @@ mod tests {
     fn names_outside_the_convention_are_refused() {
         let long = "a".repeat(41);
         for name in [
-            "", "ab", "Orders", "9lives", "orders-", "or ders", "ordérs", &long,
+            "",
+            "ab",
+            "Orders",
+            "9lives",
+            "orders-",
+            "or ders",
+            "ordérs",
+            &long,
+            "postgres",
+            "amq",
+            "guest",
+            "pg-stat",
+            "orders-owner",
+            "orders-migrator",
         ] {
             assert!(name.parse::<ServiceName>().is_err(), "{name} was accepted");
         }

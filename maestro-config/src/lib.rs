@@ -20,6 +20,7 @@ mod conventions;
 mod environment;
 mod error;
 mod identity;
+pub mod provision;
 mod reader;
 mod secret;
 mod variable;
