@@ -1,1 +1,88 @@
-//! To be filled by its issue.
+//! Metrics, traces, logs and health of Maestro services.
+//!
+//! Without features this crate is what a client crate instruments itself with: metrics declared as
+//! data, handles that record from birth, a registry, health checks, drain steps, and the context of
+//! the work in hand. Feature `http` adds the server side (layer, `/metrics`, `/health*`), feature
+//! `otlp` logs and the export of traces.
+//!
+//! A client crate declares what it measures and resolves its handles once:
+//!
+//! ```
+//! use maestro_metrics::{Catalogue, Counter, Family, Gauge, Histogram, Metric, Registry};
+//!
+//! const REQUESTS: Metric<Counter, 2> =
+//!     Metric::counter("maestro_cache_requests_total", "Lookups by level and result.")
+//!         .labels(["level", "result"]);
+//! const DURATION: Metric<Histogram, 1> =
+//!     Metric::seconds("maestro_cache_operation_duration_seconds", "Time of one operation.")
+//!         .labels(["operation"]);
+//! const CONNECTED: Metric<Gauge> =
+//!     Metric::gauge("maestro_cache_connected", "1 while connected.");
+//!
+//! /// In the crate's `metrics.rs`; from it `docs/metrics.md` is generated.
+//! pub const CATALOGUE: Catalogue = Catalogue::new(
+//!     "maestro-cache",
+//!     &[REQUESTS.describe(), DURATION.describe(), CONNECTED.describe()],
+//! );
+//!
+//! struct Metrics {
+//!     local_hits: Counter,
+//!     duration: Family<Histogram, 1>,
+//!     connected: Gauge,
+//! }
+//!
+//! impl Metrics {
+//!     fn new(registry: &Registry) -> Self {
+//!         Self {
+//!             local_hits: registry.family(&REQUESTS).with(["l1", "hit"]),
+//!             duration: registry.family(&DURATION),
+//!             connected: registry.metric(&CONNECTED),
+//!         }
+//!     }
+//! }
+//!
+//! // The builder takes a registry, `Registry::detached()` when it is given none.
+//! let registry = Registry::detached();
+//! let metrics = Metrics::new(&registry);
+//! let start = std::time::Instant::now();
+//! metrics.local_hits.increment();
+//! metrics.duration.with(["get"]).observe_duration(start.elapsed());
+//! metrics.connected.set(1.0);
+//! assert!(registry.text().contains(r#"maestro_cache_requests_total{level="l1",result="hit"} 1"#));
+//! ```
+//!
+//! What somebody else keeps already (a pool's size) is read at the scrape: [`Registry::observe`].
+//! A client also hands out its [`HealthCheck`] and its [`DrainStep`]s as plain values; the service
+//! registers them. It sends [`Context::current`] along with what it sends, and runs what it receives
+//! in the [`Context`] that came with it: one trace and one correlation id over all processes.
+
+mod catalogue;
+mod cell;
+mod context;
+mod drain;
+mod encode;
+mod family;
+mod handle;
+mod health;
+mod propagation;
+mod registry;
+#[cfg(feature = "otlp")]
+mod span;
+#[cfg(not(feature = "otlp"))]
+#[path = "span_absent.rs"]
+mod span;
+
+pub use catalogue::{
+    Catalogue, DEFAULT_SERIES_LIMIT, DURATION_BUCKETS, Description, FAST_DURATION_BUCKETS, Kind,
+    Metric, SEMANTIC_CONVENTIONS, SIZE_BUCKETS, Stability, Top, Unit,
+};
+pub use context::{
+    BAGGAGE, CORRELATION_ID, Context, CorrelationId, TENANT_ID, TRACEPARENT, TRACESTATE,
+};
+pub use drain::{DrainPhase, DrainStep, Drained, Leftover};
+pub use encode::Format;
+pub use family::{Family, OVERFLOW, Observable};
+pub use handle::{Counter, Gauge, Handle, Histogram, Tracked};
+pub use health::{Criticality, HealthCheck, HealthState, HealthStatus};
+pub use propagation::{SpanId, TraceContext, TraceId};
+pub use registry::{CATALOGUE, Registry};

@@ -1,0 +1,180 @@
+//! What a crate records with: cheap clones that share their cells, usable before any registry exists.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::catalogue::Description;
+use crate::cell::{HistogramCells, Integer, Number};
+use crate::propagation::TraceContext;
+
+/// Counts events; only grows. A clone counts on the same cell.
+#[derive(Clone)]
+pub struct Counter(pub(crate) Arc<Integer>);
+
+impl Counter {
+    /// Adds one.
+    #[inline]
+    pub fn increment(&self) {
+        self.0.add(1);
+    }
+
+    /// Adds `n`.
+    #[inline]
+    pub fn add(&self, n: u64) {
+        self.0.add(n);
+    }
+
+    /// The count so far.
+    pub fn value(&self) -> u64 {
+        self.0.value()
+    }
+}
+
+/// A value that goes up and down. A clone sets the same cell.
+#[derive(Clone)]
+pub struct Gauge(pub(crate) Arc<Number>);
+
+impl Gauge {
+    /// Sets the value.
+    #[inline]
+    pub fn set(&self, value: f64) {
+        self.0.set(value);
+    }
+
+    /// Adds, or with a negative number subtracts.
+    #[inline]
+    pub fn add(&self, delta: f64) {
+        self.0.add(delta);
+    }
+
+    /// Adds one.
+    #[inline]
+    pub fn increment(&self) {
+        self.0.add(1.0);
+    }
+
+    /// Subtracts one.
+    #[inline]
+    pub fn decrement(&self) {
+        self.0.add(-1.0);
+    }
+
+    /// Adds one until the guard is dropped: things in flight are counted right also when their
+    /// future is cancelled.
+    #[must_use = "the gauge goes down again when the guard is dropped"]
+    pub fn track(&self) -> Tracked {
+        self.increment();
+        Tracked(self.clone())
+    }
+
+    /// The value now.
+    pub fn value(&self) -> f64 {
+        self.0.value()
+    }
+}
+
+/// Holds a [`Gauge`] up by one.
+#[derive(Debug)]
+pub struct Tracked(Gauge);
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        self.0.decrement();
+    }
+}
+
+/// Counts observations in buckets. A clone observes into the same cells.
+#[derive(Clone)]
+pub struct Histogram(pub(crate) Arc<HistogramCells>);
+
+impl Histogram {
+    /// Observes a value in the metric's unit. Negative values count as 0, NaN is ignored.
+    #[inline]
+    pub fn observe(&self, value: f64) {
+        self.0.observe(value);
+    }
+
+    /// Observes a duration; the metric's unit is seconds.
+    #[inline]
+    pub fn observe_duration(&self, duration: Duration) {
+        self.0.observe_duration(duration);
+    }
+
+    /// Observes a duration and keeps the trace as the bucket's exemplar when it is sampled, so that
+    /// a slow bucket leads to a trace that shows why.
+    #[inline]
+    pub fn observe_traced(&self, duration: Duration, trace: Option<&TraceContext>) {
+        let value = self.0.observe_duration(duration);
+        if let Some(trace) = trace.filter(|trace| trace.sampled()) {
+            self.0.exemplar(value, trace);
+        }
+    }
+
+    /// Observations so far.
+    pub fn count(&self) -> u64 {
+        self.0.snapshot().count()
+    }
+
+    /// Sum of the observations so far, in the metric's unit.
+    pub fn sum(&self) -> f64 {
+        self.0.snapshot().sum
+    }
+}
+
+macro_rules! debug {
+    ($($name:ident),+) => {$(
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($name)).finish_non_exhaustive()
+            }
+        }
+    )+};
+}
+debug!(Counter, Gauge, Histogram);
+
+/// The three handles; nothing outside this crate can be one, because the formats know no other.
+pub trait Handle: sealed::Sealed + Clone + Send + Sync + 'static {}
+impl Handle for Counter {}
+impl Handle for Gauge {}
+impl Handle for Histogram {}
+
+pub(crate) mod sealed {
+    use super::{Arc, Counter, Description, Gauge, Histogram, HistogramCells, Integer, Number};
+    use crate::cell::Sample;
+
+    pub trait Sealed {
+        fn birth(description: &Description) -> Self;
+        fn sample(&self) -> Sample;
+    }
+
+    impl Sealed for Counter {
+        fn birth(_: &Description) -> Self {
+            Self(Arc::new(Integer::default()))
+        }
+
+        fn sample(&self) -> Sample {
+            Sample::Integer(self.value())
+        }
+    }
+
+    impl Sealed for Gauge {
+        fn birth(_: &Description) -> Self {
+            Self(Arc::new(Number::default()))
+        }
+
+        fn sample(&self) -> Sample {
+            Sample::Number(self.value())
+        }
+    }
+
+    impl Sealed for Histogram {
+        fn birth(description: &Description) -> Self {
+            Self(Arc::new(HistogramCells::new(description)))
+        }
+
+        fn sample(&self) -> Sample {
+            Sample::Histogram(Box::new(self.0.snapshot()))
+        }
+    }
+}

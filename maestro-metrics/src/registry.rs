@@ -1,0 +1,251 @@
+//! All metrics of a process, in one place to scrape.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use maestro_config::Identity;
+use parking_lot::RwLock;
+
+use crate::catalogue::{Catalogue, Description, Metric};
+use crate::encode::{self, Format};
+use crate::family::{Collect, Family, Observable, Observed, render};
+use crate::handle::{Counter, Handle};
+
+/// The metrics of a service. A clone is the same registry.
+///
+/// Every client takes one; a client that is given none makes its own
+/// ([`Registry::detached`]), records into it from birth, and can be joined to a service's registry
+/// later ([`Registry::join`]) without losing what it counted.
+#[derive(Clone)]
+pub struct Registry {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    /// Rendered labels of every series.
+    constant: Box<str>,
+    families: RwLock<BTreeMap<&'static str, Entry>>,
+    joined: RwLock<Vec<Registry>>,
+    overflows: Family<Counter, 2>,
+}
+
+struct Entry {
+    /// The family with its type, for the next one who asks for it.
+    typed: Box<dyn Any + Send + Sync>,
+    collect: Arc<dyn Collect>,
+}
+
+/// Label values of a family that ran over its limit, by metric and label.
+const OVERFLOWS: Metric<Counter, 2> = Metric::counter(
+    "maestro_metrics_overflow_total",
+    "Lookups of label values that were counted under `_overflow`, because the family had reached \
+     its limit of series.",
+)
+.labels(["metric", "label"]);
+
+/// Metrics asked for twice with different declarations.
+const CONFLICTS: Metric<Counter, 1> = Metric::counter(
+    "maestro_metrics_conflicts_total",
+    "Metrics that were declared twice in different ways; the second is not exposed.",
+)
+.labels(["metric"]);
+
+/// What the registry says of itself.
+pub const CATALOGUE: Catalogue = Catalogue::new(
+    "maestro-metrics",
+    &[OVERFLOWS.describe(), CONFLICTS.describe()],
+);
+
+impl Registry {
+    /// The registry of a service: its labels `service`, `team` and `environment` are on every
+    /// series (scrape it with `honor_labels: true`).
+    pub fn new(identity: &Identity) -> Self {
+        Self::with_constant(&render(
+            &["service", "team", "environment"],
+            &[
+                identity.service().as_str(),
+                identity.team(),
+                identity.deployment().as_str(),
+            ],
+        ))
+    }
+
+    /// A registry without constant labels: for tests, and for a client that is given none.
+    pub fn detached() -> Self {
+        Self::with_constant("")
+    }
+
+    fn with_constant(constant: &str) -> Self {
+        let overflows = Family::new(OVERFLOWS.describe(), None);
+        let registry = Self {
+            inner: Arc::new(Inner {
+                constant: constant.into(),
+                families: RwLock::new(BTreeMap::new()),
+                joined: RwLock::new(Vec::new()),
+                overflows: overflows.clone(),
+            }),
+        };
+        registry.inner.families.write().insert(
+            OVERFLOWS.name(),
+            Entry {
+                typed: Box::new(overflows.clone()),
+                collect: Arc::new(overflows),
+            },
+        );
+        registry
+    }
+
+    /// The handle of a metric without labels. Asking twice gives the same cell.
+    pub fn metric<K: Handle>(&self, metric: &'static Metric<K>) -> K {
+        self.family(metric).with([])
+    }
+
+    /// The family of a metric with labels. Asking twice gives the same family, so two clients of
+    /// one kind share their series.
+    ///
+    /// A metric of the same name that was declared differently (kind, labels, buckets) is a
+    /// mistake in code: it is logged, counted in `maestro_metrics_conflicts_total`, and the family
+    /// returned works but is not exposed.
+    pub fn family<K: Handle, const N: usize>(&self, metric: &'static Metric<K, N>) -> Family<K, N> {
+        let description = metric.describe();
+        self.entry(&description, || {
+            Family::<K, N>::new(description, Some(self.inner.overflows.clone()))
+        })
+    }
+
+    /// Exposes a value that is read at every scrape, for what somebody else keeps already (a pool's
+    /// size). `read` must not block, and returns `None` once its source is gone; hold the source by
+    /// a weak reference. Sources with the same label values are added up.
+    ///
+    /// ```
+    /// use std::sync::{Arc, Weak};
+    /// use maestro_metrics::{Gauge, Metric, Registry};
+    ///
+    /// const SIZE: Metric<Gauge, 1> = Metric::gauge("pool_size", "Connections.").labels(["pool"]);
+    /// let registry = Registry::detached();
+    /// let pool = Arc::new(7usize);
+    /// let weak = Arc::downgrade(&pool);
+    /// registry.observe(&SIZE, ["main"], move || weak.upgrade().map(|pool| *pool as f64));
+    /// ```
+    pub fn observe<K: Observable, const N: usize>(
+        &self,
+        metric: &'static Metric<K, N>,
+        values: [&str; N],
+        read: impl Fn() -> Option<f64> + Send + Sync + 'static,
+    ) {
+        let description = metric.describe();
+        let observed = self.entry(&description, || {
+            SharedObserved(Arc::new(Observed::new(description)))
+        });
+        observed.0.add(&values, Arc::new(read));
+    }
+
+    /// Exposes another registry's metrics with this one's from now on, under this one's constant
+    /// labels. Joining twice, or joining a registry to itself, changes nothing.
+    pub fn join(&self, other: &Self) {
+        let mut joined = self.inner.joined.write();
+        if Arc::ptr_eq(&self.inner, &other.inner)
+            || joined
+                .iter()
+                .any(|there| Arc::ptr_eq(&there.inner, &other.inner))
+        {
+            return;
+        }
+        joined.push(other.clone());
+    }
+
+    /// Writes all metrics in an exposition format to the end of `buffer`. Takes a moment for
+    /// thousands of series: call it off the async threads.
+    pub fn encode(&self, format: Format, buffer: &mut Vec<u8>) {
+        let mut families = BTreeMap::new();
+        self.gather(&mut families, &mut Vec::new());
+        encode::encode(format, &self.inner.constant, families.values(), buffer);
+    }
+
+    /// All metrics as text, for tests and for reading.
+    pub fn text(&self) -> String {
+        let mut buffer = Vec::new();
+        self.encode(Format::Text, &mut buffer);
+        String::from_utf8(buffer).unwrap_or_default()
+    }
+
+    fn gather(
+        &self,
+        into: &mut BTreeMap<&'static str, Vec<Arc<dyn Collect>>>,
+        seen: &mut Vec<*const Inner>,
+    ) {
+        // Registries may join each other in a ring; each counts once.
+        let me = Arc::as_ptr(&self.inner);
+        if seen.contains(&me) {
+            return;
+        }
+        seen.push(me);
+        for (name, entry) in &*self.inner.families.read() {
+            into.entry(name)
+                .or_default()
+                .push(Arc::clone(&entry.collect));
+        }
+        let joined = self.inner.joined.read().clone();
+        for registry in joined {
+            registry.gather(into, seen);
+        }
+    }
+
+    fn entry<T: Collect + Clone + 'static>(
+        &self,
+        description: &Description,
+        make: impl FnOnce() -> T,
+    ) -> T {
+        let mut families = self.inner.families.write();
+        if let Some(entry) = families.get(description.name) {
+            if entry.collect.description() == description
+                && let Some(typed) = entry.typed.downcast_ref::<T>()
+            {
+                return typed.clone();
+            }
+            drop(families);
+            self.family(&CONFLICTS).with([description.name]).increment();
+            tracing::error!(
+                metric = description.name,
+                "a metric was declared twice in different ways; the second is not exposed: give \
+                 one of them another name"
+            );
+            return make();
+        }
+        let made = make();
+        families.insert(
+            description.name,
+            Entry {
+                typed: Box::new(made.clone()),
+                collect: Arc::new(made.clone()),
+            },
+        );
+        made
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registry")
+            .field("constant", &self.inner.constant)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone)]
+struct SharedObserved(Arc<Observed>);
+
+impl Collect for SharedObserved {
+    fn description(&self) -> &Description {
+        self.0.description()
+    }
+
+    fn collect(&self, each: &mut dyn FnMut(&str, crate::cell::Sample)) {
+        self.0.collect(each);
+    }
+}
+
+#[cfg(test)]
+mod tests;
