@@ -10,6 +10,7 @@
     reason = "a command line tool speaks by printing"
 )]
 
+mod ci;
 mod failure;
 mod process;
 mod servers;
@@ -36,11 +37,13 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Test(test::Options),
+    Ci(ci::Options),
 }
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Test(options) => test::run(&options),
+        Command::Ci(options) => ci::run(&options),
     };
     match outcome {
         Ok(code) => code,

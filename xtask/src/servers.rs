@@ -15,7 +15,7 @@ use crate::failure::{Failure, Result};
 use crate::process::{self, announce};
 
 /// Where the servers come from.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Default, Args)]
 #[group(skip)]
 pub(crate) struct Options {
     /// Servers in containers only
@@ -50,6 +50,20 @@ impl Options {
             (_, true) => Some("local"),
             _ => None,
         }
+    }
+
+    /// Containers, whatever the environment says.
+    pub(crate) fn in_docker() -> Self {
+        Self {
+            docker: true,
+            ..Self::default()
+        }
+    }
+
+    /// Programs of this machine, unless somebody chose already.
+    pub(crate) fn or_local(mut self) -> Self {
+        self.local = !self.docker && self.dev_services.is_none();
+        self
     }
 
     fn mode(&self) -> &str {

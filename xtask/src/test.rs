@@ -24,7 +24,7 @@ use crate::workspace::Workspace;
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     #[command(flatten)]
-    pub(crate) servers: servers::Options,
+    servers: servers::Options,
 
     /// Only this package; may be repeated
     #[arg(short, long, value_name = "NAME")]
@@ -36,6 +36,26 @@ pub(crate) struct Options {
 
     /// Only tests whose name contains one of these
     filter: Vec<String>,
+}
+
+impl Options {
+    /// Every test of every package.
+    pub(crate) fn everything(servers: servers::Options) -> Self {
+        Self {
+            servers,
+            package: Vec::new(),
+            no_nextest: false,
+            filter: Vec::new(),
+        }
+    }
+
+    /// One package's tests, on servers in containers.
+    pub(crate) fn on_containers(package: &str) -> Self {
+        Self {
+            package: vec![package.to_owned()],
+            ..Self::everything(servers::Options::in_docker())
+        }
+    }
 }
 
 /// Runs the command.
@@ -50,7 +70,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     })
 }
 
-fn run_all(options: &Options) -> Result<Tally> {
+/// Makes the servers available, builds, runs and counts.
+pub(crate) fn run_all(options: &Options) -> Result<Tally> {
     let workspace = Workspace::load()?;
     let selection = Selection::new(options, &workspace)?;
     servers::make_available(&options.servers)?;

@@ -1,5 +1,6 @@
 //! What cargo knows about this clone.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -24,8 +25,16 @@ pub(crate) struct Workspace {
 #[derive(Debug)]
 pub(crate) struct Package {
     pub(crate) name: String,
+    pub(crate) folder: PathBuf,
     /// It has a library, so it can have doc tests.
     pub(crate) has_library: bool,
+    pub(crate) is_published: bool,
+    /// Other members it depends on, dev-dependencies aside.
+    pub(crate) dependencies: BTreeSet<String>,
+    /// How many features it has, `default` aside.
+    pub(crate) features: usize,
+    /// What a published package says of itself, and whether it does.
+    pub(crate) metadata: Vec<(&'static str, bool)>,
 }
 
 impl Workspace {
@@ -56,9 +65,45 @@ impl Workspace {
 impl Package {
     fn from_metadata(package: &Value) -> Option<Self> {
         let is_library = |target: &Value| target["doctest"].as_bool() == Some(true);
+        let features = package["features"].as_object()?;
+        // Members come by path; a dev-dependency is not linked into anybody's service.
+        let is_edge =
+            |dependency: &&Value| !dependency["path"].is_null() && dependency["kind"] != "dev";
+        let name = |dependency: &Value| dependency["name"].as_str().map(str::to_owned);
+        let said = |field: &'static str| {
+            let value = &package[field];
+            (
+                field,
+                !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty()),
+            )
+        };
         Some(Self {
-            name: package["name"].as_str()?.to_owned(),
+            name: name(package)?,
+            folder: Path::new(package["manifest_path"].as_str()?)
+                .parent()?
+                .to_owned(),
             has_library: package["targets"].as_array()?.iter().any(is_library),
+            // `publish = false` is an empty list of registries, absence means any.
+            is_published: package["publish"]
+                .as_array()
+                .is_none_or(|list| !list.is_empty()),
+            dependencies: package["dependencies"]
+                .as_array()?
+                .iter()
+                .filter(is_edge)
+                .filter_map(name)
+                .collect(),
+            features: features.keys().filter(|name| *name != "default").count(),
+            metadata: [
+                "description",
+                "license",
+                "repository",
+                "readme",
+                "keywords",
+                "categories",
+            ]
+            .map(said)
+            .to_vec(),
         })
     }
 }
