@@ -1,1 +1,54 @@
-//! To be filled by its issue.
+//! Dev services: real PostgreSQL, Redis and RabbitMQ for tests and demos, with nothing to set up.
+//!
+//! [`Stack::start`] joins the servers of this clone of the project or starts them; a
+//! [`Sandbox`] is one service's own place on them, and its
+//! [`environment`](Sandbox::environment) is all the service needs to run there.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use maestro_testkit::Stack;
+//!
+//! let stack = Stack::start().await?;
+//! let sandbox = stack.sandbox("orders").await?;
+//! let environment = maestro_config::Environment::from_pairs(sandbox.environment());
+//!
+//! // Faults concern this sandbox alone.
+//! sandbox.cache_link().cut().await?;
+//! sandbox.cache_link().restore().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Where a server comes from is decided one by one, and said on standard error: a
+//! `MAESTRO_TEST_*_URL`, a container, a binary of this machine, or an error that names the command
+//! that mends it. A test that breaks the server itself asks for [`Stack::dedicated`].
+
+mod administer;
+mod background;
+mod config;
+mod docker;
+mod error;
+mod explicit;
+mod guard;
+mod home;
+mod install;
+mod link;
+mod local;
+mod process;
+mod provider;
+mod registry;
+mod report;
+mod sandbox;
+mod server;
+mod service;
+mod stack;
+mod wire;
+
+pub use config::{DevServicesConfig, Source};
+pub use error::{Error, ErrorKind};
+pub use install::{Missing, install_command, missing};
+pub use link::Link;
+pub use sandbox::Sandbox;
+pub use server::Server;
+pub use service::{Origin, Service};
+pub use stack::{Stack, StackBuilder};

@@ -1,0 +1,52 @@
+//! One thread with one runtime for the whole process.
+//!
+//! Every test has a runtime of its own that ends with the test. What must live longer runs here:
+//! the administrators' connections, the proxies of a sandbox that several tests share, and the
+//! clean-up that `Drop` cannot await (and which would panic outside a runtime).
+
+use std::future::Future;
+use std::io;
+use std::sync::OnceLock;
+
+use tokio::runtime::{Builder, Handle};
+use tokio::task::JoinHandle;
+
+use crate::error::{Error, ErrorKind};
+
+static RUNTIME: OnceLock<Result<Handle, String>> = OnceLock::new();
+
+/// The handle of the background runtime; the thread is started on first use and lives as long as
+/// the process.
+pub(crate) fn handle() -> Result<&'static Handle, Error> {
+    RUNTIME
+        .get_or_init(|| start().map_err(|e| e.to_string()))
+        .as_ref()
+        .map_err(|e| Error::new(ErrorKind::Io, format!("starting a background thread: {e}")))
+}
+
+/// Runs a future to its end on the background runtime, even if the caller stops waiting: half a
+/// sandbox would be an orphan.
+pub(crate) async fn run<T: Send + 'static>(
+    future: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    match handle()?.spawn(future).await {
+        Ok(result) => result,
+        Err(e) => Err(Error::new(ErrorKind::Io, "running a background task").with(e)),
+    }
+}
+
+/// Starts a task whose owner aborts it.
+pub(crate) fn spawn(
+    future: impl Future<Output = ()> + Send + 'static,
+) -> Result<JoinHandle<()>, Error> {
+    Ok(handle()?.spawn(future))
+}
+
+fn start() -> io::Result<Handle> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let handle = runtime.handle().clone();
+    std::thread::Builder::new()
+        .name("maestro-testkit".to_owned())
+        .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
+    Ok(handle)
+}

@@ -1,0 +1,141 @@
+//! Servers that somebody else runs, given by `MAESTRO_TEST_*_URL`.
+
+use maestro_config::Secret;
+use url::Url;
+
+use crate::config::DevServicesConfig;
+use crate::error::{Error, ErrorKind};
+use crate::service::{Address, Control, Origin, Running, Service};
+use crate::wire;
+
+/// The variable that gives a server.
+pub(crate) fn variable(service: Service) -> &'static str {
+    match service {
+        Service::Postgres => "MAESTRO_TEST_POSTGRES_URL",
+        Service::Redis => "MAESTRO_TEST_CACHE_URL",
+        Service::Rabbitmq => "MAESTRO_TEST_MESSAGING_URL",
+    }
+}
+
+/// True if somebody else's server is to be used.
+pub(crate) fn is_given(service: Service, config: &DevServicesConfig) -> bool {
+    url(service, config).is_some()
+}
+
+fn url(service: Service, config: &DevServicesConfig) -> Option<&Secret<String>> {
+    match service {
+        Service::Postgres => config.postgres_url.as_ref(),
+        Service::Redis => config.cache_url.as_ref(),
+        Service::Rabbitmq => config.messaging_url.as_ref(),
+    }
+}
+
+/// Connects to the server that was given; `None` if none was. A server that was given and does not
+/// answer is an error: another one in its place would test something else than was asked for.
+pub(crate) async fn connect(
+    service: Service,
+    config: &DevServicesConfig,
+) -> Result<Option<Running>, Error> {
+    let Some(url) = url(service, config) else {
+        return Ok(None);
+    };
+    let mut address = address(service, url)?;
+    if service == Service::Rabbitmq {
+        if let Some(url) = &config.messaging_management_url {
+            let url = parse("MAESTRO_TEST_MESSAGING_MANAGEMENT_URL", url)?;
+            let host = url.host_str().unwrap_or("127.0.0.1").to_owned();
+            address.management = Some((host, url.port_or_known_default().unwrap_or(15672)));
+        } else {
+            address.management = Some((address.host.clone(), 15672));
+        }
+    }
+    let version = wire::handshake(service, &address).await?;
+    Ok(Some(Running {
+        service,
+        origin: Origin::Explicit,
+        address,
+        version,
+        reason: format!("{} is set", variable(service)),
+        control: Control::None,
+    }))
+}
+
+fn address(service: Service, url: &Secret<String>) -> Result<Address, Error> {
+    let name = variable(service);
+    let url = parse(name, url)?;
+    let part = |text: &str| decode(name, text);
+    let path = part(url.path().trim_start_matches('/'))?;
+    let (port, user, database) = match service {
+        Service::Postgres => (5432, "postgres", "postgres"),
+        Service::Redis => (6379, "", "0"),
+        Service::Rabbitmq => (5672, "guest", "/"),
+    };
+    let or = |text: String, default: &str| {
+        if text.is_empty() {
+            default.to_owned()
+        } else {
+            text
+        }
+    };
+    Ok(Address {
+        host: url.host_str().unwrap_or("127.0.0.1").to_owned(),
+        port: url.port().unwrap_or(port),
+        management: None,
+        socket: None,
+        user: or(part(url.username())?, user),
+        password: Secret::new(part(url.password().unwrap_or_default())?),
+        database: or(path, database),
+    })
+}
+
+fn parse(name: &str, url: &Secret<String>) -> Result<Url, Error> {
+    // The parser's error does not quote its input.
+    Url::parse(url.expose())
+        .map_err(|e| Error::new(ErrorKind::Config, format!("reading {name}")).with(e))
+}
+
+/// Decodes `%40` and the like.
+fn decode(name: &str, text: &str) -> Result<String, Error> {
+    let wrong = || {
+        Error::new(
+            ErrorKind::Config,
+            format!("{name} holds a broken percent escape"),
+        )
+    };
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let mut digit = || {
+            let digit = char::from(rest.next()?).to_digit(16)?;
+            u8::try_from(digit).ok()
+        };
+        let (high, low) = (digit().ok_or_else(wrong)?, digit().ok_or_else(wrong)?);
+        bytes.push(high << 4 | low);
+    }
+    String::from_utf8(bytes).map_err(|_| wrong())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_administrators_url_may_hold_escaped_characters_and_leave_parts_out() {
+        let full = Secret::new("amqp://ad%40min:p%2Fw%3A@[::1]:5673/%2F".to_owned());
+        let found = address(Service::Rabbitmq, &full).unwrap();
+        assert_eq!(found.user, "ad@min");
+        assert_eq!(found.password.expose(), "p/w:");
+        assert_eq!(found.authority(), "[::1]:5673");
+        assert_eq!(found.database, "/");
+        let bare = Secret::new("redis://localhost".to_owned());
+        let found = address(Service::Redis, &bare).unwrap();
+        assert_eq!((found.user.as_str(), found.port), ("", 6379));
+        let broken = Secret::new("redis://:canary%4@localhost".to_owned());
+        let error = address(Service::Redis, &broken).unwrap_err();
+        assert!(!error.to_string().contains("canary"), "{error}");
+    }
+}

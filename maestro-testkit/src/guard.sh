@@ -1,0 +1,106 @@
+#!/bin/sh
+# Runs one server and stops it once nobody uses it any more.
+#
+#   guard.sh DIRECTORY GRACE_SECONDS STOP_SIGNAL [COMMAND ARGUMENT...]
+#
+# Who uses the server holds a shared lock on DIRECTORY/lock for life; the kernel releases it however
+# the process ends. When the lock could be taken exclusively once a second for GRACE_SECONDS, the
+# server is stopped and DIRECTORY emptied. Without COMMAND there is nothing to run (a container):
+# only GUARD_STOP is run at the end.
+#
+# GUARD_COMPANION: a command that runs beside the server (RabbitMQ's port mapper).
+# GUARD_STOP: a command to run at the end.
+set -u
+directory=$1 grace=$2 signal=$3
+shift 3
+cd "$directory" || exit 1
+
+# Handlers instead of '': ignored signals would be inherited by the server.
+trap : HUP INT QUIT
+
+# The start time of a process, to be compared only; fails when it does not run.
+started() {
+    if [ -r /proc/self/stat ]; then
+        { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 1
+        # shellcheck disable=SC2086 # split on purpose
+        set -- ${stat##*) }
+        [ "$1" != Z ] || return 1
+        shift 19
+        echo "$1"
+    else
+        when=$(ps -o lstart= -p "$1") && [ -n "$when" ] || return 1
+        echo $when
+    fi
+}
+
+# alive PID START_TIME
+alive() {
+    [ -n "$1" ] && [ "$(started "$1")" = "$2" ]
+}
+
+try_lock() {
+    if command -v flock >/dev/null 2>&1; then flock -n -x 9; else lockf -s -t 0 9; fi
+}
+
+# Opening the descriptor anew is the portable way to release it (lockf has no unlock).
+release() {
+    exec 9<&-
+    exec 9<"$directory/lock"
+}
+
+finish() {
+    if alive "$server" "$since"; then
+        kill -"$signal" "$server" 2>/dev/null
+        i=0
+        while [ $i -lt 50 ] && alive "$server" "$since"; do
+            sleep 0.1
+            i=$((i + 1))
+        done
+        if alive "$server" "$since"; then kill -KILL "$server" 2>/dev/null; fi
+    fi
+    if alive "$companion" "$companion_since"; then kill -KILL "$companion" 2>/dev/null; fi
+    if [ -n "${GUARD_STOP:-}" ]; then sh -c "$GUARD_STOP" >>log 2>&1; fi
+    # The lock goes last: whoever opened it meanwhile notices that it is not the one on disk.
+    find . -mindepth 1 -maxdepth 1 ! -name lock -exec rm -rf {} +
+    rm -f lock
+    cd /
+    rmdir "$directory" 2>/dev/null
+    # Succeeds for whoever of the siblings comes last.
+    rmdir "${directory%/*}" 2>/dev/null
+    exit 0
+}
+
+exec 9<"$directory/lock" || exit 1
+printf '%s %s\n' $$ "$(started $$)" >guard
+server='' since='' companion='' companion_since=''
+
+if [ -n "${GUARD_COMPANION:-}" ]; then
+    sh -c "exec $GUARD_COMPANION" </dev/null >>log 2>&1 9<&- &
+    companion=$!
+    companion_since=$(started "$companion")
+    printf '%s %s\n' "$companion" "$companion_since" >companion
+fi
+if [ $# -gt 0 ]; then
+    "$@" </dev/null >>log 2>&1 9<&- &
+    server=$!
+    since=$(started "$server")
+    printf '%s %s\n' "$server" "$since" >pid.new && mv pid.new pid
+fi
+trap finish TERM
+
+idle=0
+while [ -z "$server" ] || alive "$server" "$since"; do
+    sleep 1
+    if try_lock; then
+        idle=$((idle + 1))
+        if [ $idle -ge "$grace" ]; then finish; fi
+        release
+    else
+        idle=0
+    fi
+done
+
+# The server ended by itself, or somebody killed it. Its files stay, for its log and for a restart.
+wait "$server"
+echo $? >exited
+if alive "$companion" "$companion_since"; then kill -KILL "$companion" 2>/dev/null; fi

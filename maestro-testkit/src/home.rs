@@ -1,0 +1,262 @@
+//! Where the servers of one clone of the project live, and the locks that say who uses them.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, ErrorKind};
+
+/// The directory of one set of servers, under the system's temporary directory: short enough for a
+/// Unix socket's path (107 bytes), and reachable for the unprivileged account PostgreSQL runs as.
+#[derive(Clone, Debug)]
+pub(crate) struct Home {
+    path: PathBuf,
+}
+
+impl Home {
+    /// The home of the clone this process was started in: the nearest directory above the working
+    /// directory that is a checkout, else the topmost with a `Cargo.lock`.
+    pub(crate) fn of_this_clone() -> Result<Self, Error> {
+        let current = std::env::current_dir()
+            .map_err(|e| Error::io("finding the working directory of this process", e))?;
+        Self::of_clone(&clone_root(&current))
+    }
+
+    pub(crate) fn of_clone(root: &Path) -> Result<Self, Error> {
+        let root = root.canonicalize().unwrap_or_else(|_| root.to_owned());
+        let digest = Sha256::digest(root.as_os_str().as_encoded_bytes());
+        let mut key = String::new();
+        for byte in digest.iter().take(5) {
+            key.push_str(&format!("{byte:02x}"));
+        }
+        let uid = rustix::process::geteuid().as_raw();
+        Self::at(temporary_directory().join(format!("maestro-dev-{uid}-{key}")))
+    }
+
+    /// A home for servers that one process has to itself.
+    pub(crate) fn dedicated(&self, id: &str) -> Result<Self, Error> {
+        let mut name = self.path.file_name().unwrap_or_default().to_os_string();
+        name.push(format!("-d{id}"));
+        Self::at(self.path.with_file_name(name))
+    }
+
+    /// Dedicated homes of this clone, whether somebody uses them or not.
+    pub(crate) fn dedicated_siblings(&self) -> Vec<Self> {
+        let (Some(parent), Some(name)) = (self.path.parent(), self.path.file_name()) else {
+            return Vec::new();
+        };
+        let prefix = format!("{}-d", name.to_string_lossy());
+        let Ok(entries) = fs::read_dir(parent) else {
+            return Vec::new();
+        };
+        entries
+            .flatten()
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+            .filter_map(|entry| Self::at(entry.path()).ok())
+            .collect()
+    }
+
+    fn at(path: PathBuf) -> Result<Self, Error> {
+        let home = Self { path };
+        home.create()?;
+        Ok(home)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Creates the directory if need be, and refuses one that somebody else put there: the
+    /// temporary directory is everybody's, and administrators' passwords go in here.
+    fn create(&self) -> Result<(), Error> {
+        let failed = |e| Error::io(format!("creating {}", self.path.display()), e);
+        match fs::DirBuilder::new().mode(0o711).create(&self.path) {
+            Ok(()) => fs::set_permissions(&self.path, fs::Permissions::from_mode(0o711))
+                .map_err(failed)?,
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(failed(e)),
+        }
+        let found = fs::symlink_metadata(&self.path).map_err(failed)?;
+        if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
+            return Err(Error::new(
+                ErrorKind::Io,
+                format!(
+                    "{} exists and is not a directory of this user: remove it",
+                    self.path.display()
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// A directory inside the home, created if need be, owned by `owner` when this process may give
+    /// it away.
+    pub(crate) fn directory(
+        &self,
+        name: &str,
+        owner: Option<(u32, u32)>,
+    ) -> Result<PathBuf, Error> {
+        let path = self.path.join(name);
+        let failed = |e| Error::io(format!("creating {}", path.display()), e);
+        // The guard of another server may remove an empty home at this moment.
+        for attempt in 0..3 {
+            self.create()?;
+            match fs::DirBuilder::new().mode(0o755).create(&path) {
+                Ok(()) => break,
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => break,
+                Err(e) if attempt == 2 => return Err(failed(e)),
+                Err(_) => {}
+            }
+        }
+        if let Some((uid, gid)) = owner {
+            std::os::unix::fs::chown(&path, Some(uid), Some(gid)).map_err(failed)?;
+        }
+        Ok(path)
+    }
+}
+
+/// An advisory lock on a file, released when dropped or when the process ends in whatever way.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    _file: File,
+}
+
+/// How a lock is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Together with others: "I use this server".
+    Shared,
+    /// Alone.
+    Exclusive,
+}
+
+impl Lock {
+    /// Takes the lock if nobody stands in the way now.
+    pub(crate) fn try_take(path: &Path, mode: Mode) -> Result<Option<Self>, Error> {
+        let failed = |e| Error::io(format!("locking {}", path.display()), e);
+        let operation = match mode {
+            Mode::Shared => FlockOperation::NonBlockingLockShared,
+            Mode::Exclusive => FlockOperation::NonBlockingLockExclusive,
+        };
+        let file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .mode(0o644)
+            .open(path)
+            .map_err(failed)?;
+        match flock(&file, operation) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            Err(e) => return Err(failed(e.into())),
+        }
+        // A guard that ended removed the file under its lock: then this is a lock on nothing.
+        let held = file.metadata().map_err(failed)?;
+        match fs::metadata(path) {
+            Ok(on_disk) if on_disk.ino() == held.ino() => Ok(Some(Self { _file: file })),
+            _ => Ok(None),
+        }
+    }
+
+    /// Takes the lock, waiting for others at most `deadline`. `prepare` runs before every try and
+    /// puts the directory back that a guard may have removed.
+    pub(crate) async fn take(
+        path: &Path,
+        mode: Mode,
+        deadline: Duration,
+        prepare: impl Fn() -> Result<(), Error>,
+    ) -> Result<Self, Error> {
+        let started = Instant::now();
+        loop {
+            prepare()?;
+            match Self::try_take(path, mode) {
+                Ok(Some(lock)) => return Ok(lock),
+                Ok(None) => {}
+                // The directory went between `prepare` and `open`.
+                Err(_) if started.elapsed() < deadline => {}
+                Err(e) => return Err(e),
+            }
+            if started.elapsed() >= deadline {
+                return Err(Error::new(
+                    ErrorKind::Timeout,
+                    format!(
+                        "waited {} s for the lock {}: another process starts or stops this server",
+                        deadline.as_secs(),
+                        path.display()
+                    ),
+                ));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+/// The nearest directory that is a checkout, else the topmost one with a `Cargo.lock`, else `from`.
+fn clone_root(from: &Path) -> PathBuf {
+    let mut with_lock_file = None;
+    for directory in from.ancestors() {
+        if directory.join(".git").exists() {
+            return directory.to_owned();
+        }
+        if directory.join("Cargo.lock").exists() {
+            with_lock_file = Some(directory.to_owned());
+        }
+    }
+    with_lock_file.unwrap_or_else(|| from.to_owned())
+}
+
+/// The system's temporary directory, unless an unprivileged account could not get there.
+fn temporary_directory() -> PathBuf {
+    let chosen = std::env::temp_dir();
+    let reachable = chosen.ancestors().all(|directory| {
+        fs::metadata(directory).is_ok_and(|metadata| metadata.permissions().mode() & 0o001 != 0)
+    });
+    // PostgreSQL's socket, `<home>/postgres/.s.PGSQL.<port>`, needs about 60 of the 107 bytes.
+    if (reachable || !rustix::process::geteuid().is_root()) && chosen.as_os_str().len() < 40 {
+        chosen
+    } else {
+        PathBuf::from("/tmp")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_directory_of_a_checkout_has_the_same_home_and_another_checkout_has_another() {
+        let scratch = tempfile::tempdir().unwrap();
+        for clone in ["a", "b"] {
+            fs::create_dir_all(scratch.path().join(clone).join("crates/x/src")).unwrap();
+            fs::write(scratch.path().join(clone).join("Cargo.lock"), "").unwrap();
+            fs::write(scratch.path().join(clone).join("crates/Cargo.lock"), "").unwrap();
+            fs::create_dir(scratch.path().join(clone).join(".git")).unwrap();
+        }
+        let root = |of: &str| clone_root(&scratch.path().join(of));
+        assert_eq!(root("a/crates/x/src"), root("a"));
+        assert_ne!(root("a/crates/x"), root("b/crates/x"));
+        fs::remove_dir(scratch.path().join("a/.git")).unwrap();
+        assert_eq!(root("a/crates/x/src"), scratch.path().join("a"));
+    }
+
+    #[test]
+    fn an_exclusive_lock_waits_for_every_shared_one_and_a_removed_file_is_no_lock() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("lock");
+        let first = Lock::try_take(&path, Mode::Shared).unwrap();
+        let second = Lock::try_take(&path, Mode::Shared).unwrap();
+        assert!(first.is_some() && second.is_some());
+        assert!(Lock::try_take(&path, Mode::Exclusive).unwrap().is_none());
+        drop((first, second));
+        let alone = Lock::try_take(&path, Mode::Exclusive).unwrap();
+        assert!(alone.is_some());
+        assert!(Lock::try_take(&path, Mode::Shared).unwrap().is_none());
+        fs::remove_file(&path).unwrap();
+        assert!(Lock::try_take(&path, Mode::Shared).unwrap().is_some());
+    }
+}

@@ -1,0 +1,285 @@
+//! Servers as processes of this machine.
+
+mod postgres;
+mod rabbitmq;
+mod redis;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::error::{Error, ErrorKind};
+use crate::guard::{self, Guarded, log_tail};
+use crate::provider::{Outcome, Request, await_ready, write_record};
+use crate::report;
+use crate::service::{Control, Record, Service};
+
+/// Ports are taken from below every system's range for outgoing connections: a server that was
+/// stopped to be started again would else find its port taken by somebody's client. The platform's
+/// own host ports (25432, 27379, …) lie above.
+const PORTS: std::ops::Range<u16> = 20_000..25_000;
+
+/// Starts with other ports after a port turned out to be taken.
+const ATTEMPTS: usize = 3;
+
+/// A server process and how to start it again.
+#[derive(Debug)]
+pub(crate) struct LocalServer {
+    directory: PathBuf,
+    /// None for a server that another process started.
+    guarded: Option<Guarded>,
+}
+
+/// What differs between the three.
+#[derive(Debug)]
+struct Plan {
+    record: Record,
+    command: Vec<OsString>,
+    environment: BTreeMap<String, OsString>,
+    stop_signal: &'static str,
+    companion: Option<String>,
+    deadline: Duration,
+}
+
+impl LocalServer {
+    pub(crate) fn joined(directory: &Path) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            guarded: None,
+        }
+    }
+
+    /// Starts the server again, on the same ports and data.
+    pub(crate) async fn start(&self) -> Result<(), Error> {
+        match &self.guarded {
+            Some(guarded) => guarded.launch().await,
+            None => Err(Error::new(
+                ErrorKind::Unsupported,
+                "this server was started by another process",
+            )),
+        }
+    }
+
+    /// Why the server is not running, if it ended.
+    pub(crate) fn ended(&self) -> Option<String> {
+        let status = self.guarded.as_ref()?.exited()?;
+        Some(format!(" (status {status}){}", log_tail(&self.directory)))
+    }
+
+    /// Sends a signal to the server and, first, to its children.
+    pub(crate) fn signal(&self, signal: Signal, with_children: bool) -> Result<(), Error> {
+        let Some(server) = guard::server_process(&self.directory) else {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "the server does not run",
+            ));
+        };
+        if with_children && signal == Signal::KILL {
+            // A stopped parent starts no more children between the look and the signal.
+            server.signal(Signal::STOP);
+        }
+        if with_children {
+            for child in server.descendants() {
+                child.signal(signal);
+            }
+        }
+        server.signal(signal);
+        Ok(())
+    }
+
+    /// True until both the server and its guard are gone.
+    pub(crate) fn is_there(&self) -> bool {
+        guard::server_process(&self.directory).is_some() || guard::is_guarded(&self.directory)
+    }
+}
+
+/// Starts a server from a binary of this machine. `passed_over` says why no earlier way was taken.
+pub(crate) async fn start(request: &Request<'_>, passed_over: &str) -> Result<Outcome, Error> {
+    let service = request.service;
+    let Some(binary) = find(service) else {
+        return Ok(Outcome::Unavailable(format!(
+            "no {service} binary on this machine"
+        )));
+    };
+    let mut reason = format!("local {}", binary.display());
+    if !passed_over.is_empty() {
+        reason = format!("{reason}, because of {passed_over}");
+    }
+    let account = account_of_directory(service)?;
+    let mut attempt = 1;
+    loop {
+        let started = report::with_progress(
+            &format!("starting {service}"),
+            try_start(request, &binary, &reason, account),
+        )
+        .await;
+        match started {
+            Ok((record, control)) => return Ok(Outcome::Started(Box::new(record), control)),
+            // It ended by itself: most likely somebody took the port in between.
+            Err(e) if e.kind() == ErrorKind::Unavailable && attempt < ATTEMPTS => {
+                report::line(format_args!("{e}; trying again"));
+                attempt += 1;
+                guard::sweep(request.directory).await;
+            }
+            Err(e) => {
+                guard::sweep(request.directory).await;
+                return Err(e);
+            }
+        }
+    }
+}
+
+async fn try_start(
+    request: &Request<'_>,
+    binary: &Path,
+    reason: &str,
+    account: Option<(u32, u32)>,
+) -> Result<(Record, Control), Error> {
+    let plan = match request.service {
+        Service::Postgres => postgres::plan(request, binary, account).await?,
+        Service::Redis => redis::plan(request, binary)?,
+        Service::Rabbitmq => rabbitmq::plan(request, binary)?,
+    };
+    let mut record = plan.record;
+    reason.clone_into(&mut record.reason);
+    // Written before anything runs: the ports and the place are known whatever happens next.
+    write_record(request.directory, &record)?;
+    let guarded = Guarded {
+        directory: request.directory.to_owned(),
+        grace: request.grace,
+        stop_signal: plan.stop_signal,
+        command: plan.command,
+        companion: plan.companion,
+        stop_command: None,
+        environment: plan.environment,
+        account,
+    };
+    guarded.launch().await?;
+    let ended = || {
+        let status = guarded.exited()?;
+        Some(format!(" (status {status}){}", log_tail(request.directory)))
+    };
+    record.version = await_ready(&record, plan.deadline, ended).await?;
+    let control = Control::Local(LocalServer {
+        directory: request.directory.to_owned(),
+        guarded: Some(guarded),
+    });
+    Ok((record, control))
+}
+
+/// The binary that starts a server, if this machine has it.
+pub(crate) fn find(service: Service) -> Option<PathBuf> {
+    match service {
+        Service::Postgres => postgres::find(),
+        Service::Redis => redis::find(),
+        Service::Rabbitmq => rabbitmq::find(),
+    }
+}
+
+/// The account a server's directory must belong to, if that is not this process' own: PostgreSQL
+/// refuses to run as root.
+pub(crate) fn account_of_directory(service: Service) -> Result<Option<(u32, u32)>, Error> {
+    if service != Service::Postgres || !rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
+    // It has to exist in passwd: the server looks its own name up.
+    let passwd = std::fs::read_to_string("/etc/passwd").map_err(|e| {
+        Error::io(
+            "reading /etc/passwd for an account PostgreSQL can run as",
+            e,
+        )
+    })?;
+    let account = |name: &str| {
+        let line = passwd
+            .lines()
+            .find(|line| line.split(':').next() == Some(name))?;
+        let mut fields = line.split(':').skip(2);
+        Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+    };
+    match account("postgres").or_else(|| account("nobody")) {
+        Some(account) => Ok(Some(account)),
+        None => Err(Error::new(
+            ErrorKind::Missing,
+            "PostgreSQL does not run as root, and neither `postgres` nor `nobody` is in /etc/passwd: useradd postgres",
+        )),
+    }
+}
+
+/// Free ports on the loopback interface.
+fn free_ports<const N: usize>() -> Result<[u16; N], Error> {
+    let mut held = Vec::new();
+    let mut ports = [0; N];
+    for port in &mut ports {
+        let listener = (0..200).find_map(|_| {
+            let candidate = fastrand::u16(PORTS);
+            TcpListener::bind(("127.0.0.1", candidate)).ok()
+        });
+        let Some(listener) = listener else {
+            return Err(Error::new(
+                ErrorKind::Io,
+                format!("found no free port on 127.0.0.1 in {PORTS:?}"),
+            ));
+        };
+        *port = listener
+            .local_addr()
+            .map_err(|e| Error::io("looking at a socket", e))?
+            .port();
+        held.push(listener);
+    }
+    Ok(ports)
+}
+
+/// A password for a server that only this user reaches.
+pub(crate) fn password() -> String {
+    std::iter::repeat_with(fastrand::alphanumeric)
+        .take(24)
+        .collect()
+}
+
+/// The first executable of these paths.
+fn first_executable(candidates: impl IntoIterator<Item = PathBuf>) -> Option<PathBuf> {
+    candidates.into_iter().find(|path| is_executable(path))
+}
+
+fn is_executable(path: &Path) -> bool {
+    std::fs::metadata(path)
+        .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+}
+
+/// Looks a program up in `PATH`, as the shell sees it.
+fn in_path(program: &str) -> Option<PathBuf> {
+    let output = Command::new("/bin/sh")
+        .args(["-c", "command -v \"$1\"", "sh", program])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    let path = PathBuf::from(String::from_utf8(output.stdout).ok()?.trim());
+    (path.is_absolute() && is_executable(&path)).then_some(path)
+}
+
+/// Writes a file that only its owner reads; `owner` when this process may give it away.
+fn write_private(path: &Path, text: &str, owner: Option<(u32, u32)>) -> Result<(), Error> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+
+    let failed = |e| Error::io(format!("writing {}", path.display()), e);
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(failed)?;
+    file.write_all(text.as_bytes()).map_err(failed)?;
+    if let Some((uid, gid)) = owner {
+        std::os::unix::fs::chown(path, Some(uid), Some(gid)).map_err(failed)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,94 @@
+//! RabbitMQ from the scripts of this machine.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{Plan, first_executable, free_ports, in_path, password, write_private};
+use crate::error::Error;
+use crate::provider::Request;
+use crate::service::{Origin, Record, Service};
+
+/// Boots in 4 s on an idle machine and in 17 s on a loaded one; a laptop on battery takes longer.
+const READY: Duration = Duration::from_secs(90);
+
+/// Debian's script in `/usr/sbin` switches the user or refuses: the one it wraps does neither.
+pub(super) fn find() -> Option<PathBuf> {
+    let fixed = [
+        "/usr/lib/rabbitmq/bin/rabbitmq-server",
+        "/opt/homebrew/sbin/rabbitmq-server",
+        "/usr/local/sbin/rabbitmq-server",
+    ]
+    .map(PathBuf::from);
+    first_executable(fixed).or_else(|| in_path("rabbitmq-server"))
+}
+
+pub(super) fn plan(request: &Request<'_>, binary: &Path) -> Result<Plan, Error> {
+    let [port, management, distribution, mapper] = free_ports()?;
+    let directory = request.directory;
+    let password = password();
+    let settings = format!(
+        "default_user = maestro\ndefault_pass = {password}\nloopback_users = none\n\
+         management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management}\n\
+         collect_statistics_interval = 1000\n\
+         disk_free_limit.absolute = 50MB\n\
+         raft.wal_max_size_bytes = 33554432\n"
+    );
+    let file = directory.join("rabbitmq.conf");
+    write_private(&file, &settings, None)?;
+    let plugins = directory.join("enabled_plugins");
+    write_private(&plugins, "[rabbitmq_management].\n", None)?;
+    let path = |name: &str| directory.join(name).into_os_string();
+    let environment: BTreeMap<String, OsString> = [
+        ("HOME", directory.into()),
+        ("LC_ALL", "C.UTF-8".into()),
+        ("RABBITMQ_CONF_ENV_FILE", "/dev/null".into()),
+        ("RABBITMQ_NODENAME", format!("m{port}@localhost").into()),
+        ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1".into()),
+        ("RABBITMQ_NODE_PORT", port.to_string().into()),
+        ("RABBITMQ_DIST_PORT", distribution.to_string().into()),
+        ("ERL_EPMD_PORT", mapper.to_string().into()),
+        ("ERL_EPMD_ADDRESS", "127.0.0.1".into()),
+        ("RABBITMQ_MNESIA_BASE", path("data")),
+        ("RABBITMQ_LOG_BASE", path("logs")),
+        ("RABBITMQ_CONFIG_FILE", file.into()),
+        ("RABBITMQ_ENABLED_PLUGINS_FILE", plugins.into()),
+        ("RABBITMQ_PID_FILE", path("rabbitmq.pid")),
+        // With a socket to notify the script becomes the server, so its pid is the server's. Nobody
+        // listens there: readiness is a handshake.
+        ("NOTIFY_SOCKET", path("notify")),
+        // Idle schedulers would spin for work, on a machine that has other work.
+        (
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
+            "+sbwt none +sbwtdcpu none +sbwtdio none".into(),
+        ),
+    ]
+    .into_iter()
+    .map(|(name, value): (&str, OsString)| (name.to_owned(), value))
+    .collect();
+    Ok(Plan {
+        record: Record {
+            service: Service::Rabbitmq,
+            origin: Origin::Local,
+            host: "127.0.0.1".to_owned(),
+            port,
+            management_port: Some(management),
+            socket: None,
+            user: "maestro".to_owned(),
+            password,
+            database: "/".to_owned(),
+            reason: String::new(),
+            container: None,
+            version: String::new(),
+        },
+        command: vec![binary.into()],
+        environment,
+        // Its orderly shutdown takes seconds, for data that nobody needs.
+        stop_signal: "KILL",
+        // Erlang's port mapper would be started as a daemon that survives its node: one under the
+        // guard is there already when the node looks for it.
+        companion: Some(format!("epmd -port {mapper} -address 127.0.0.1")),
+        deadline: READY,
+    })
+}

@@ -1,0 +1,60 @@
+//! Redis (or Valkey) from a binary of this machine.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{Plan, first_executable, free_ports, in_path, password, write_private};
+use crate::error::Error;
+use crate::provider::Request;
+use crate::service::{Origin, Record, Service};
+
+/// Databases of a local server: each sandbox takes one at random.
+const DATABASES: u16 = 64;
+
+pub(super) fn find() -> Option<PathBuf> {
+    let fixed = ["/usr/bin/redis-server", "/usr/bin/valkey-server"].map(PathBuf::from);
+    first_executable(fixed)
+        .or_else(|| in_path("redis-server"))
+        .or_else(|| in_path("valkey-server"))
+}
+
+pub(super) fn plan(request: &Request<'_>, binary: &Path) -> Result<Plan, Error> {
+    let [port] = free_ports()?;
+    let directory = request.directory;
+    let password = password();
+    let mut settings = format!(
+        "bind 127.0.0.1\nport {port}\ndaemonize no\ndir {}\ndatabases {DATABASES}\nrequirepass {password}\n",
+        directory.display()
+    );
+    // By file, not by argument: everybody sees arguments.
+    settings.push_str(if request.durable {
+        // What was acknowledged is on the disk.
+        "save \"\"\nappendonly yes\nappendfsync always\n"
+    } else {
+        "save \"\"\nappendonly no\n"
+    });
+    let file = directory.join("redis.conf");
+    write_private(&file, &settings, None)?;
+    Ok(Plan {
+        record: Record {
+            service: Service::Redis,
+            origin: Origin::Local,
+            host: "127.0.0.1".to_owned(),
+            port,
+            management_port: None,
+            socket: None,
+            user: "default".to_owned(),
+            password,
+            database: "0".to_owned(),
+            reason: String::new(),
+            container: None,
+            version: String::new(),
+        },
+        command: vec![binary.into(), file.into()],
+        environment: BTreeMap::new(),
+        stop_signal: if request.durable { "TERM" } else { "KILL" },
+        companion: None,
+        deadline: Duration::from_secs(30),
+    })
+}

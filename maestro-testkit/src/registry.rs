@@ -1,0 +1,86 @@
+//! Who made what on a server, so that what a dead process left is removed.
+//!
+//! One file per sandbox, service and server, `<id>.<service name>`, in a directory that belongs to
+//! the server: when a server of ours ends, its registry goes with it.
+
+use std::path::{Path, PathBuf};
+
+use maestro_config::ServiceName;
+
+use crate::error::Error;
+use crate::process::ProcessId;
+
+/// What one process made on one server for one service.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    path: PathBuf,
+    pub(crate) id: String,
+    pub(crate) service: ServiceName,
+}
+
+impl Entry {
+    /// Written before anything is made on the server.
+    pub(crate) fn write(directory: &Path, id: &str, service: &ServiceName) -> Result<Self, Error> {
+        let path = directory.join(format!("{id}.{service}"));
+        let failed = |e| Error::io(format!("writing {}", path.display()), e);
+        std::fs::create_dir_all(directory).map_err(failed)?;
+        let owner = ProcessId::own().map(|own| own.to_string());
+        // Renamed into place, since an entry without an owner is an orphan.
+        let new = directory.join(format!(".{id}.{service}"));
+        std::fs::write(&new, owner.unwrap_or_default()).map_err(failed)?;
+        std::fs::rename(&new, &path).map_err(failed)?;
+        Ok(Self {
+            path,
+            id: id.to_owned(),
+            service: service.clone(),
+        })
+    }
+
+    /// Takes the entry out, once the server has confirmed that everything is gone.
+    pub(crate) fn remove(&self) {
+        // The registry may be gone together with its server.
+        let _ = std::fs::remove_file(&self.path);
+    }
+
+    /// Entries whose process is gone.
+    pub(crate) fn orphans(directory: &Path) -> Vec<Self> {
+        let Ok(files) = std::fs::read_dir(directory) else {
+            return Vec::new();
+        };
+        files
+            .flatten()
+            .filter_map(|file| {
+                let path = file.path();
+                let name = file.file_name();
+                let (id, service) = name.to_str()?.split_once('.')?;
+                let alive = ProcessId::from_file(&path).is_some_and(|owner| owner.is_alive());
+                (!alive && !id.is_empty()).then_some(())?;
+                Some(Self {
+                    id: id.to_owned(),
+                    service: service.parse().ok()?,
+                    path,
+                })
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_dead_processes_made_is_an_orphan() {
+        let scratch = tempfile::tempdir().unwrap();
+        let service: ServiceName = "quality-fabric".parse().unwrap();
+        let mine = Entry::write(scratch.path(), "abc", &service).unwrap();
+        std::fs::write(scratch.path().join("def.orders"), "999999999 1").unwrap();
+        let orphans = Entry::orphans(scratch.path());
+        assert_eq!(orphans.len(), 1);
+        assert_eq!(orphans[0].id, "def");
+        assert_eq!(orphans[0].service.as_str(), "orders");
+        orphans[0].remove();
+        mine.remove();
+        assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0);
+    }
+}

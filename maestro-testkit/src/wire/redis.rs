@@ -1,0 +1,156 @@
+//! RESP2, as much as administering users takes.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+
+use super::{ANSWER, within};
+use crate::error::{Error, ErrorKind};
+use crate::service::Address;
+
+/// Longest reply taken: an `INFO` is a few kilobytes.
+const LONGEST_REPLY: usize = 4 << 20;
+
+/// A connection as the administrator.
+#[derive(Debug)]
+pub(crate) struct Client {
+    stream: BufReader<TcpStream>,
+    whom: String,
+}
+
+/// What the server answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Reply {
+    Text(String),
+    Integer(i64),
+    List(Vec<Reply>),
+    Nil,
+}
+
+impl Reply {
+    /// The text of a simple or bulk string, or nothing.
+    pub(crate) fn text(self) -> String {
+        match self {
+            Self::Text(text) => text,
+            Self::Integer(number) => number.to_string(),
+            Self::List(_) | Self::Nil => String::new(),
+        }
+    }
+}
+
+impl Client {
+    pub(crate) async fn connect(address: &Address) -> Result<Self, Error> {
+        let whom = format!("Redis at {}", address.authority());
+        let connecting = async {
+            let stream = TcpStream::connect((address.host.trim_matches(['[', ']']), address.port))
+                .await
+                .map_err(|e| {
+                    Error::new(ErrorKind::Unavailable, format!("connecting to {whom}")).with(e)
+                })?;
+            // Best effort: without it a command may wait 40 ms for an acknowledgement.
+            let _ = stream.set_nodelay(true);
+            Ok(stream)
+        };
+        let stream = within(Duration::from_secs(5), &whom, connecting).await?;
+        let mut client = Self {
+            stream: BufReader::new(stream),
+            whom,
+        };
+        let password = address.password.expose();
+        if !password.is_empty() {
+            if address.user.is_empty() {
+                client.call(&["AUTH", password]).await?;
+            } else {
+                client.call(&["AUTH", &address.user, password]).await?;
+            }
+        }
+        // A server that loads its data answers everything but PING with LOADING.
+        client.call(&["DBSIZE"]).await?;
+        Ok(client)
+    }
+
+    /// Sends one command and awaits its reply. Errors name the command's first words only: the rest
+    /// may be a password.
+    pub(crate) async fn call(&mut self, arguments: &[&str]) -> Result<Reply, Error> {
+        let shown = arguments
+            .iter()
+            .take_while(|word| word.bytes().all(|b| b.is_ascii_uppercase()))
+            .copied()
+            .collect::<Vec<_>>()
+            .join(" ");
+        let what = format!("{shown} on {}", self.whom);
+        within(ANSWER, &what, async {
+            let mut command = format!("*{}\r\n", arguments.len()).into_bytes();
+            for argument in arguments {
+                command.extend(format!("${}\r\n", argument.len()).into_bytes());
+                command.extend(argument.as_bytes());
+                command.extend(b"\r\n");
+            }
+            let lost = |e: std::io::Error| Error::new(ErrorKind::Unavailable, &what).with(e);
+            self.stream.write_all(&command).await.map_err(lost)?;
+            self.reply(&what).await
+        })
+        .await
+    }
+
+    async fn reply(&mut self, what: &str) -> Result<Reply, Error> {
+        let lost = |e: std::io::Error| Error::new(ErrorKind::Unavailable, what).with(e);
+        let broken = || Error::new(ErrorKind::Unavailable, format!("{what}: not a Redis reply"));
+        // Arrays nest: what is still to be filled is kept here instead of on the call stack.
+        let mut open: Vec<(usize, Vec<Reply>)> = Vec::new();
+        loop {
+            let mut line = String::new();
+            if self.stream.read_line(&mut line).await.map_err(lost)? == 0 {
+                return Err(Error::new(
+                    ErrorKind::Unavailable,
+                    format!("{what}: the server closed the connection"),
+                ));
+            }
+            let line = line.trim_end_matches(['\r', '\n']);
+            let Some((kind, rest)) = line.split_at_checked(1) else {
+                return Err(broken());
+            };
+            let length = || rest.parse::<i64>().map_err(|_| broken());
+            let mut value = match kind {
+                "+" => Reply::Text(rest.to_owned()),
+                "-" => return Err(Error::new(ErrorKind::Refused, format!("{what}: {rest}"))),
+                ":" => Reply::Integer(length()?),
+                "$" => match usize::try_from(length()?) {
+                    Err(_) => Reply::Nil,
+                    Ok(length) if length > LONGEST_REPLY => return Err(broken()),
+                    Ok(length) => {
+                        let mut bytes = vec![0; length + 2];
+                        self.stream.read_exact(&mut bytes).await.map_err(lost)?;
+                        bytes.truncate(length);
+                        Reply::Text(String::from_utf8_lossy(&bytes).into_owned())
+                    }
+                },
+                "*" => match usize::try_from(length()?) {
+                    Err(_) => Reply::Nil,
+                    Ok(0) => Reply::List(Vec::new()),
+                    Ok(length) if length > LONGEST_REPLY => return Err(broken()),
+                    Ok(length) => {
+                        open.push((length, Vec::new()));
+                        continue;
+                    }
+                },
+                _ => return Err(broken()),
+            };
+            // Close every array this value completes.
+            loop {
+                let Some((length, items)) = open.last_mut() else {
+                    return Ok(value);
+                };
+                items.push(value);
+                if items.len() < *length {
+                    break;
+                }
+                match open.pop() {
+                    Some((_, items)) => value = Reply::List(items),
+                    None => return Err(broken()),
+                }
+            }
+        }
+    }
+}
