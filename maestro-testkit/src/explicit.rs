@@ -4,8 +4,9 @@ use maestro_config::Secret;
 use url::Url;
 
 use crate::config::DevServicesConfig;
+use crate::control::Control;
 use crate::error::{Error, ErrorKind};
-use crate::service::{Address, Control, Origin, Running, Service};
+use crate::service::{Address, Origin, Running, Service};
 use crate::wire;
 
 /// The variable that gives a server.
@@ -15,11 +16,6 @@ pub(crate) fn variable(service: Service) -> &'static str {
         Service::Redis => "MAESTRO_TEST_CACHE_URL",
         Service::Rabbitmq => "MAESTRO_TEST_MESSAGING_URL",
     }
-}
-
-/// True if somebody else's server is to be used.
-pub(crate) fn is_given(service: Service, config: &DevServicesConfig) -> bool {
-    url(service, config).is_some()
 }
 
 fn url(service: Service, config: &DevServicesConfig) -> Option<&Secret<String>> {

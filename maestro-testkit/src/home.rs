@@ -1,5 +1,6 @@
 //! Where the servers of one clone of the project live, and the locks that say who uses them.
 
+use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -30,10 +31,12 @@ impl Home {
     pub(crate) fn of_clone(root: &Path) -> Result<Self, Error> {
         let root = root.canonicalize().unwrap_or_else(|_| root.to_owned());
         let digest = Sha256::digest(root.as_os_str().as_encoded_bytes());
-        let mut key = String::new();
-        for byte in digest.iter().take(5) {
-            key.push_str(&format!("{byte:02x}"));
-        }
+        // 40 bits: the clones of one user of one machine are few.
+        let key = digest.iter().take(5).fold(String::new(), |mut key, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(key, "{byte:02x}");
+            key
+        });
         let uid = rustix::process::geteuid().as_raw();
         Self::at(temporary_directory().join(format!("maestro-dev-{uid}-{key}")))
     }

@@ -26,6 +26,7 @@
 mod administer;
 mod background;
 mod config;
+mod control;
 mod docker;
 mod error;
 mod explicit;

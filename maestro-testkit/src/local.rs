@@ -14,11 +14,13 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use crate::control::Control;
 use crate::error::{Error, ErrorKind};
 use crate::guard::{self, Guarded, log_tail};
+use crate::process::ProcessId;
 use crate::provider::{Outcome, Request, await_ready, write_record};
 use crate::report;
-use crate::service::{Control, Record, Service};
+use crate::service::{Record, Service};
 
 /// Ports are taken from below every system's range for outgoing connections: a server that was
 /// stopped to be started again would else find its port taken by somebody's client. The platform's
@@ -31,6 +33,7 @@ const ATTEMPTS: usize = 3;
 /// A server process and how to start it again.
 #[derive(Debug)]
 pub(crate) struct LocalServer {
+    service: Service,
     directory: PathBuf,
     /// None for a server that another process started.
     guarded: Option<Guarded>,
@@ -48,8 +51,9 @@ struct Plan {
 }
 
 impl LocalServer {
-    pub(crate) fn joined(directory: &Path) -> Self {
+    pub(crate) fn joined(service: Service, directory: &Path) -> Self {
         Self {
+            service,
             directory: directory.to_owned(),
             guarded: None,
         }
@@ -57,45 +61,83 @@ impl LocalServer {
 
     /// Starts the server again, on the same ports and data.
     pub(crate) async fn start(&self) -> Result<(), Error> {
-        match &self.guarded {
-            Some(guarded) => guarded.launch().await,
-            None => Err(Error::new(
-                ErrorKind::Unsupported,
-                "this server was started by another process",
-            )),
-        }
-    }
-
-    /// Why the server is not running, if it ended.
-    pub(crate) fn ended(&self) -> Option<String> {
-        let status = self.guarded.as_ref()?.exited()?;
-        Some(format!(" (status {status}){}", log_tail(&self.directory)))
-    }
-
-    /// Sends a signal to the server and, first, to its children.
-    pub(crate) fn signal(&self, signal: Signal, with_children: bool) -> Result<(), Error> {
-        let Some(server) = guard::server_process(&self.directory) else {
-            return Err(Error::new(
-                ErrorKind::Unavailable,
-                "the server does not run",
-            ));
+        let unsupported = |why: &str| {
+            let what = format!("starting {}: {why}", self.service);
+            Err(Error::new(ErrorKind::Unsupported, what))
         };
-        if with_children && signal == Signal::KILL {
-            // A stopped parent starts no more children between the look and the signal.
-            server.signal(Signal::STOP);
+        let Some(guarded) = &self.guarded else {
+            return unsupported("another process started it");
+        };
+        if self.is_there() {
+            return unsupported("it runs already");
         }
-        if with_children {
-            for child in server.descendants() {
-                child.signal(signal);
-            }
-        }
-        server.signal(signal);
+        // The old guard looks once a second and may not have noticed yet.
+        guard::sweep(&self.directory).await;
+        guarded.launch().await
+    }
+
+    /// Tells the server to end in order.
+    pub(crate) fn stop(&self) -> Result<(), Error> {
+        // PostgreSQL calls this a fast shutdown: without waiting for clients to leave.
+        let postgres = self.service == Service::Postgres;
+        let signal = if postgres { Signal::INT } else { Signal::TERM };
+        self.process()?.signal(signal);
         Ok(())
     }
 
-    /// True until both the server and its guard are gone.
+    /// Kills the server with its children. The parent goes first: it would start others.
+    pub(crate) fn kill(&self) -> Result<(), Error> {
+        let server = self.process()?;
+        server.signal(Signal::STOP);
+        let children = server.descendants();
+        server.signal(Signal::KILL);
+        for child in children {
+            child.signal(Signal::KILL);
+        }
+        Ok(())
+    }
+
+    /// Stops the server and its children in their tracks.
+    pub(crate) fn pause(&self) -> Result<(), Error> {
+        let server = self.process()?;
+        server.signal(Signal::STOP);
+        for child in server.descendants() {
+            child.signal(Signal::STOP);
+        }
+        Ok(())
+    }
+
+    /// Lets the server and its children go on.
+    pub(crate) fn resume(&self) -> Result<(), Error> {
+        let server = self.process()?;
+        for child in server.descendants() {
+            child.signal(Signal::CONT);
+        }
+        server.signal(Signal::CONT);
+        Ok(())
+    }
+
+    /// Resolves when the server ended by itself, with the end of its log.
+    pub(crate) async fn ended(&self) -> String {
+        loop {
+            if let Ok(status) = std::fs::read_to_string(self.directory.join("exited")) {
+                let tail = log_tail(&self.directory);
+                return format!(" (status {}){tail}", status.trim());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn process(&self) -> Result<ProcessId, Error> {
+        guard::server_process(&self.directory).ok_or_else(|| {
+            let what = format!("{} does not run", self.service);
+            Error::new(ErrorKind::Unavailable, what)
+        })
+    }
+
+    /// True while the server's process is there.
     pub(crate) fn is_there(&self) -> bool {
-        guard::server_process(&self.directory).is_some() || guard::is_guarded(&self.directory)
+        guard::server_process(&self.directory).is_some()
     }
 }
 
@@ -161,15 +203,14 @@ async fn try_start(
         account,
     };
     guarded.launch().await?;
-    let ended = || {
-        let status = guarded.exited()?;
-        Some(format!(" (status {status}){}", log_tail(request.directory)))
-    };
-    record.version = await_ready(&record, plan.deadline, ended).await?;
-    let control = Control::Local(LocalServer {
+    let server = LocalServer {
+        service: request.service,
         directory: request.directory.to_owned(),
         guarded: Some(guarded),
-    });
+    };
+    let address = record.address();
+    record.version = await_ready(request.service, &address, plan.deadline, server.ended()).await?;
+    let control = Control::Local(server);
     Ok((record, control))
 }
 

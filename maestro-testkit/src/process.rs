@@ -89,8 +89,10 @@ impl std::fmt::Display for ProcessId {
 fn started(pid: i32) -> Option<String> {
     if Path::new("/proc/self/stat").exists() {
         let fields = stat_fields(pid)?;
-        // Fields 3 (state) and 22 (start time in clock ticks since boot) of proc(5).
-        return (fields.first()? != "Z").then(|| fields.get(19).cloned())?;
+        // Fields 3 (state) and 22 (start time in clock ticks since boot) of proc(5). A process whose
+        // first thread ended is a zombie while its other threads still hold its sockets.
+        let ended = fields.first()? == "Z" && threads(pid) <= 1;
+        return (!ended).then(|| fields.get(19).cloned())?;
     }
     let output = Command::new("ps")
         .args(["-o", "lstart=", "-p", &pid.to_string()])
@@ -106,6 +108,11 @@ fn stat_fields(pid: i32) -> Option<Vec<String>> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, fields) = stat.rsplit_once(") ")?;
     Some(fields.split_whitespace().map(str::to_owned).collect())
+}
+
+/// Threads of a process that have not ended.
+fn threads(pid: i32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
 }
 
 /// Every process with its parent.

@@ -2,21 +2,20 @@
 //! error that names the command that mends it.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::administer::Administrator;
 use crate::config::{DevServicesConfig, Source};
-use crate::docker::{self, Container};
+use crate::control::Control;
 use crate::error::{Error, ErrorKind};
 use crate::home::{Home, Lock, Mode};
-use crate::local::{self, LocalServer};
 use crate::report;
-use crate::service::{Control, Origin, Record, Running, Service};
-use crate::{explicit, guard, install, wire};
+use crate::service::{Address, Record, Running, Service};
+use crate::{docker, explicit, guard, install, local, wire};
 
 /// Longest wait for another process that starts or stops the same server; RabbitMQ alone is given
 /// 90 s to boot.
-const WAIT_FOR_OTHERS: Duration = Duration::from_secs(180);
+const WAIT_FOR_OTHERS: Duration = Duration::from_mins(3);
 
 /// What a provider is asked for.
 #[derive(Debug)]
@@ -152,21 +151,7 @@ async fn join(directory: &Path) -> Option<Running> {
     if record.version.is_empty() || !guard::is_guarded(directory) {
         return None;
     }
-    let control = match record.origin {
-        Origin::Local => {
-            guard::server_process(directory)?;
-            Control::Local(LocalServer::joined(directory))
-        }
-        Origin::Docker => {
-            if !docker::is_running(&record).await {
-                return None;
-            }
-            Control::Container(Container {
-                id: record.container.clone()?,
-            })
-        }
-        Origin::Explicit => return None,
-    };
+    let control = Control::joined(&record, directory).await?;
     Some(running(record, control))
 }
 
@@ -243,39 +228,39 @@ pub(crate) fn write_record(directory: &Path, record: &Record) -> Result<(), Erro
     std::fs::rename(&new, directory.join("record.json")).map_err(failed)
 }
 
-/// Awaits the first complete handshake as the administrator.
+/// Awaits the first complete handshake as the administrator; the answer is the server's version.
+/// `ended` resolves when the server ended by itself, with what it said last.
 pub(crate) async fn await_ready(
-    record: &Record,
+    service: Service,
+    address: &Address,
     deadline: Duration,
-    gave_up: impl Fn() -> Option<String>,
+    ended: impl Future<Output = String>,
 ) -> Result<String, Error> {
-    let address = record.address();
-    let started = std::time::Instant::now();
-    let mut pause = Duration::from_millis(5);
-    loop {
-        match wire::handshake(record.service, &address).await {
-            Ok(version) => return Ok(version),
-            Err(e) if started.elapsed() > deadline => {
-                return Err(Error::new(
-                    ErrorKind::Timeout,
-                    format!(
-                        "{} was not ready within {} s",
-                        record.service,
-                        deadline.as_secs()
-                    ),
-                )
-                .with(e));
+    let started = Instant::now();
+    let answers = async {
+        let mut pause = Duration::from_millis(5);
+        loop {
+            match wire::handshake(service, address).await {
+                Ok(version) => return Ok(version),
+                Err(e) if started.elapsed() > deadline => {
+                    return Err(Error::new(
+                        ErrorKind::Timeout,
+                        format!("{service} was not ready within {} s", deadline.as_secs()),
+                    )
+                    .with(e));
+                }
+                Err(_) => {}
             }
-            Err(_) => {}
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(200));
         }
-        if let Some(reason) = gave_up() {
-            return Err(Error::new(
-                ErrorKind::Unavailable,
-                format!("{} ended while it started{reason}", record.service),
-            ));
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_millis(200));
+    };
+    tokio::select! {
+        answer = answers => answer,
+        last_words = ended => Err(Error::new(
+            ErrorKind::Unavailable,
+            format!("{service} ended while it started{last_words}"),
+        )),
     }
 }
 

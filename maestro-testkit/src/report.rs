@@ -32,23 +32,15 @@ pub(crate) async fn with_progress<T>(what: &str, future: impl Future<Output = T>
     let mut future = std::pin::pin!(future);
     let mut wait = Duration::from_secs(1);
     loop {
-        match tokio::time::timeout(wait, &mut future).await {
-            Ok(value) => {
-                if started.elapsed() > Duration::from_secs(1) {
-                    line(format_args!(
-                        "{what}: {:.1} s",
-                        started.elapsed().as_secs_f64()
-                    ));
-                }
-                return value;
+        if let Ok(value) = tokio::time::timeout(wait, &mut future).await {
+            let took = started.elapsed().as_secs_f64();
+            if took > 1.0 {
+                line(format_args!("{what}: {took:.1} s"));
             }
-            Err(_) => {
-                line(format_args!(
-                    "{what} … ({} s so far)",
-                    started.elapsed().as_secs()
-                ));
-                wait = Duration::from_secs(10);
-            }
+            return value;
         }
+        let so_far = started.elapsed().as_secs();
+        line(format_args!("{what} … ({so_far} s so far)"));
+        wait = Duration::from_secs(10);
     }
 }

@@ -1,19 +1,15 @@
 //! One server of a stack, as its administrator and, if it is dedicated, as its executioner.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use maestro_config::Secret;
-use rustix::process::Signal;
 
+use crate::background;
 use crate::error::{Error, ErrorKind};
-use crate::local::LocalServer;
-use crate::service::{Control, Origin, Service, authority};
+use crate::provider::await_ready;
+use crate::service::{Origin, Running, Service, authority};
 use crate::stack::{Member, admin_url};
-use crate::{background, wire};
-
-/// Longest wait for a server to end after it was told to.
-const END: Duration = Duration::from_secs(60);
 
 /// Longest wait for a server to answer after it was started: RabbitMQ recovers its queues.
 const READY: Duration = Duration::from_secs(90);
@@ -66,54 +62,31 @@ impl Server {
 
     /// Stops the server in order, as an operator would.
     pub async fn stop(&self) -> Result<(), Error> {
-        let server = self.control("stopping")?;
-        // PostgreSQL: fast shutdown, without waiting for clients to leave.
-        let signal = match self.service() {
-            Service::Postgres => Signal::INT,
-            Service::Redis | Service::Rabbitmq => Signal::TERM,
-        };
-        server.signal(signal, false)?;
-        self.await_end(server).await
+        self.owned("stopping")?;
+        self.member.running.control.stop().await
     }
 
     /// Kills the server with everything it runs, without a word (`kill -9`).
     pub async fn kill(&self) -> Result<(), Error> {
-        let server = self.control("killing")?;
-        server.signal(Signal::KILL, true)?;
-        self.await_end(server).await
+        self.owned("killing")?;
+        self.member.running.control.kill().await
     }
 
-    /// Starts the server again, with its ports and its data, and awaits that it answers.
+    /// Starts the server again after [`stop`](Self::stop) or [`kill`](Self::kill), with its ports
+    /// and its data, and awaits that it answers. Dropping the future leaves it starting.
     pub async fn start(&self) -> Result<(), Error> {
-        let server = self.control("starting")?;
-        if server.is_there() {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("{} runs already", self.service()),
-            ));
-        }
+        self.owned("starting")?;
         let member = Arc::clone(&self.member);
         background::run(async move {
-            let service = member.running.service;
-            let Control::Local(server) = &member.running.control else {
-                return Ok(());
-            };
-            server.start().await?;
-            let started = Instant::now();
-            loop {
-                let answer = wire::handshake(service, &member.running.address).await;
-                match answer {
-                    Ok(_) => return Ok(()),
-                    Err(e) if started.elapsed() > READY => return Err(e),
-                    Err(e) => {
-                        if let Some(why) = server.ended() {
-                            let what = format!("{service} ended while it started again{why}");
-                            return Err(Error::new(ErrorKind::Unavailable, what).with(e));
-                        }
-                    }
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+            let Running {
+                service,
+                address,
+                control,
+                ..
+            } = &member.running;
+            control.start().await?;
+            await_ready(*service, address, READY, control.ended()).await?;
+            Ok(())
         })
         .await
     }
@@ -121,42 +94,24 @@ impl Server {
     /// Stops the server's processes in their tracks (`SIGSTOP`): connections stay open and nobody
     /// answers.
     pub async fn pause(&self) -> Result<(), Error> {
-        self.control("pausing")?.signal(Signal::STOP, true)
+        self.owned("pausing")?;
+        self.member.running.control.pause().await
     }
 
     /// Lets paused processes go on.
     pub async fn resume(&self) -> Result<(), Error> {
-        self.control("resuming")?.signal(Signal::CONT, true)
+        self.owned("resuming")?;
+        self.member.running.control.resume().await
     }
 
-    fn control(&self, doing: &str) -> Result<&LocalServer, Error> {
+    fn owned(&self, doing: &str) -> Result<(), Error> {
+        if self.member.dedicated {
+            return Ok(());
+        }
         let service = self.service();
-        if !self.member.dedicated {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("{doing} a {service} that others share: ask for Stack::dedicated()"),
-            ));
-        }
-        match &self.member.running.control {
-            Control::Local(server) => Ok(server),
-            Control::Container(_) | Control::None => Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("{doing} {service} is not possible where it comes from"),
-            )),
-        }
-    }
-
-    async fn await_end(&self, server: &LocalServer) -> Result<(), Error> {
-        let started = Instant::now();
-        while server.is_there() {
-            if started.elapsed() > END {
-                return Err(Error::new(
-                    ErrorKind::Timeout,
-                    format!("{} did not end within {} s", self.service(), END.as_secs()),
-                ));
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        Ok(())
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("{doing} a {service} that others share: ask for Stack::dedicated()"),
+        ))
     }
 }

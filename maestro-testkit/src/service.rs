@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use maestro_config::Secret;
 use serde::{Deserialize, Serialize};
 
-use crate::docker::Container;
-use crate::local::LocalServer;
+use crate::control::Control;
 
 /// One of the three kinds of server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -86,17 +85,6 @@ pub(crate) fn authority(host: &str, port: u16) -> String {
     } else {
         format!("{host}:{port}")
     }
-}
-
-/// What can be done to the server itself.
-#[derive(Debug)]
-pub(crate) enum Control {
-    /// Somebody else's server.
-    None,
-    /// A process under our guard.
-    Local(LocalServer),
-    /// A container under our guard.
-    Container(Container),
 }
 
 /// A server that answered as its administrator.

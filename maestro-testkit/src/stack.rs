@@ -19,8 +19,8 @@ use crate::server::Server;
 use crate::service::{Origin, Running, Service, authority};
 
 /// How long warm servers wait for the next run. Two minutes after the last process nothing is left:
-/// this, and ten seconds to notice and to stop.
-const GRACE: Duration = Duration::from_secs(110);
+/// this, and what a loaded machine takes to count and to stop.
+const GRACE: Duration = Duration::from_secs(100);
 
 /// Locks of shared servers, held until this process ends: they keep the servers warm between the
 /// tests of one binary.
@@ -161,7 +161,7 @@ impl StackBuilder {
     }
 
     /// How long a shared server that this call starts waits for its next user, in whole seconds.
-    /// Default 110 s.
+    /// Default 100 s.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
         self
@@ -200,7 +200,11 @@ impl StackBuilder {
         }
         let wanted = Wanted {
             home: home.dedicated(&sandbox::new_id())?,
-            config: self.settings()?,
+            // Somebody else's servers are not to be broken: these come from this machine.
+            config: DevServicesConfig {
+                source: self.settings()?.source,
+                ..DevServicesConfig::default()
+            },
             grace: Duration::ZERO,
             durable: true,
         };
@@ -246,15 +250,6 @@ async fn start(services: Vec<Service>, wanted: Wanted, dedicated: bool) -> Resul
 }
 
 async fn member(service: Service, wanted: &Wanted, dedicated: bool) -> Result<Member, Error> {
-    if dedicated && crate::explicit::is_given(service, &wanted.config) {
-        return Err(Error::new(
-            ErrorKind::Unsupported,
-            format!(
-                "a dedicated {service} cannot be had while {} names somebody else's",
-                crate::explicit::variable(service)
-            ),
-        ));
-    }
     let Obtained { running, lock } = obtain(service, wanted).await?;
     let directory = wanted.home.path().join(service.as_str());
     let mut kept = None;
@@ -305,10 +300,10 @@ pub(crate) fn admin_url(running: &Running) -> Secret<String> {
         Service::Redis => ("redis", address.database.clone()),
         Service::Rabbitmq => ("amqp", address.database.replace('/', "%2F")),
     };
-    let mut url = match url::Url::parse(&format!("{scheme}://{}/{database}", address.authority())) {
-        Ok(url) => url,
-        // An address that was connected to is a valid one.
-        Err(_) => return Secret::new(String::new()),
+    let text = format!("{scheme}://{}/{database}", address.authority());
+    // An address that was connected to is a valid one.
+    let Ok(mut url) = url::Url::parse(&text) else {
+        return Secret::new(text);
     };
     // Both fail for URLs without host only.
     let _ = url.set_username(&address.user);

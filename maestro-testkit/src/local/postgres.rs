@@ -93,7 +93,7 @@ pub(super) async fn plan(
         // Immediate shutdown: it frees its shared memory, and nobody needs the data.
         stop_signal: "QUIT",
         companion: None,
-        deadline: Duration::from_secs(60),
+        deadline: Duration::from_mins(1),
     })
 }
 

@@ -1,3 +1,4 @@
 //! The test kit against real servers.
 
+mod dedicated;
 mod first;
