@@ -21,7 +21,7 @@ pub enum Source {
 
 /// Settings of the dev services, read from the process environment by
 /// [`Stack::start`](crate::Stack::start).
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct DevServicesConfig {
     /// `MAESTRO_DEV_SERVICES`, default `auto`.
@@ -34,9 +34,48 @@ pub struct DevServicesConfig {
     pub messaging_url: Option<Secret<String>>,
     /// `MAESTRO_TEST_MESSAGING_MANAGEMENT_URL`, default port 15672 on the same host.
     pub messaging_management_url: Option<Secret<String>>,
+    /// `MAESTRO_TEST_POSTGRES_IMAGE`, default `postgres:15`.
+    pub postgres_image: String,
+    /// `MAESTRO_TEST_CACHE_IMAGE`, default `redis:7-alpine`.
+    pub cache_image: String,
+    /// `MAESTRO_TEST_MESSAGING_IMAGE`, default `rabbitmq:3.12-management-alpine`.
+    pub messaging_image: String,
+    /// `DOCKER_HOST`, the daemon to ask; without it the one of this machine.
+    pub docker_host: Option<String>,
+}
+
+impl Default for DevServicesConfig {
+    fn default() -> Self {
+        Self {
+            source: Source::default(),
+            postgres_url: None,
+            cache_url: None,
+            messaging_url: None,
+            messaging_management_url: None,
+            postgres_image: DEFAULT_POSTGRES_IMAGE.to_owned(),
+            cache_image: DEFAULT_CACHE_IMAGE.to_owned(),
+            messaging_image: DEFAULT_MESSAGING_IMAGE.to_owned(),
+            docker_host: None,
+        }
+    }
 }
 
 impl DevServicesConfig {
+    /// Tells apart the servers that runs with other settings start; empty for the default ones.
+    pub(crate) fn variant(&self) -> String {
+        let images = [
+            &self.postgres_image,
+            &self.cache_image,
+            &self.messaging_image,
+        ];
+        match self.source {
+            Source::Auto if images == IMAGES => String::new(),
+            // No image is asked for.
+            Source::Local | Source::Off => format!("{:?}", self.source),
+            Source::Auto | Source::Docker => format!("{:?} {images:?}", self.source),
+        }
+    }
+
     pub(crate) fn load() -> Result<Self, Error> {
         Environment::load()
             .and_then(|environment| environment.read())
@@ -89,6 +128,31 @@ const MANAGEMENT_URL: Variable = Variable::new(
 .secret()
 .doc("Management API of that RabbitMQ; port 15672 on the same host when absent.")
 .example("http://127.0.0.1:15672");
+const POSTGRES_IMAGE: Variable = Variable::new("MAESTRO_TEST_POSTGRES_IMAGE", Kind::String)
+    .default(DEFAULT_POSTGRES_IMAGE)
+    .doc("Image for PostgreSQL in Docker.")
+    .example("postgres:17");
+const CACHE_IMAGE: Variable = Variable::new("MAESTRO_TEST_CACHE_IMAGE", Kind::String)
+    .default(DEFAULT_CACHE_IMAGE)
+    .doc("Image for Redis, or a server that speaks its protocol, in Docker.")
+    .example("valkey/valkey:8");
+const MESSAGING_IMAGE: Variable = Variable::new("MAESTRO_TEST_MESSAGING_IMAGE", Kind::String)
+    .default(DEFAULT_MESSAGING_IMAGE)
+    .doc("Image for RabbitMQ with its management plugin in Docker.")
+    .example("rabbitmq:4-management");
+const DOCKER_HOST: Variable = Variable::new("DOCKER_HOST", Kind::String)
+    .doc("The Docker daemon, as for the `docker` command; the one of this machine when absent.")
+    .example("unix:///run/user/1000/docker.sock");
+
+/// What the platform runs.
+const IMAGES: [&str; 3] = [
+    DEFAULT_POSTGRES_IMAGE,
+    DEFAULT_CACHE_IMAGE,
+    DEFAULT_MESSAGING_IMAGE,
+];
+const DEFAULT_POSTGRES_IMAGE: &str = "postgres:15";
+const DEFAULT_CACHE_IMAGE: &str = "redis:7-alpine";
+const DEFAULT_MESSAGING_IMAGE: &str = "rabbitmq:3.12-management-alpine";
 
 static TABLE: Table = Table {
     owner: "maestro-testkit",
@@ -99,6 +163,10 @@ static TABLE: Table = Table {
         CACHE_URL,
         MESSAGING_URL,
         MANAGEMENT_URL,
+        POSTGRES_IMAGE,
+        CACHE_IMAGE,
+        MESSAGING_IMAGE,
+        DOCKER_HOST,
     ],
 };
 
@@ -113,6 +181,10 @@ impl FromEnvironment for DevServicesConfig {
         let cache_url = reader.optional(&CACHE_URL, Reader::url);
         let messaging_url = reader.optional(&MESSAGING_URL, Reader::url);
         let messaging_management_url = reader.optional(&MANAGEMENT_URL, Reader::url);
+        let postgres_image = reader.string(&POSTGRES_IMAGE);
+        let cache_image = reader.string(&CACHE_IMAGE);
+        let messaging_image = reader.string(&MESSAGING_IMAGE);
+        let docker_host = reader.optional(&DOCKER_HOST, Reader::string);
         Some(Self {
             source: match source?.as_str() {
                 "docker" => Source::Docker,
@@ -124,6 +196,48 @@ impl FromEnvironment for DevServicesConfig {
             cache_url: cache_url?,
             messaging_url: messaging_url?,
             messaging_management_url: messaging_management_url?,
+            postgres_image: postgres_image?,
+            cache_image: cache_image?,
+            messaging_image: messaging_image?,
+            docker_host: docker_host?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read<const N: usize>(pairs: [(&str, &str); N]) -> DevServicesConfig {
+        Environment::from_pairs(pairs).read().unwrap()
+    }
+
+    #[test]
+    fn without_variables_the_settings_are_the_default_ones() {
+        let read = read([]);
+        let default = DevServicesConfig::default();
+        assert_eq!(format!("{read:?}"), format!("{default:?}"));
+        assert_eq!(read.variant(), "");
+    }
+
+    #[test]
+    fn runs_share_servers_only_if_they_would_start_the_same() {
+        let docker = read([("MAESTRO_DEV_SERVICES", "docker")]);
+        let local = read([("MAESTRO_DEV_SERVICES", "local")]);
+        let image = ("MAESTRO_TEST_POSTGRES_IMAGE", "postgres:17");
+        let other_image = read([("MAESTRO_DEV_SERVICES", "docker"), image]);
+        let variants = [
+            read([]).variant(),
+            read([image]).variant(),
+            docker.variant(),
+            local.variant(),
+            other_image.variant(),
+        ];
+        for (at, variant) in variants.iter().enumerate() {
+            assert!(!variants[..at].contains(variant), "{variants:?}");
+        }
+        // Local binaries are the same whatever the images.
+        let local_with_image = read([("MAESTRO_DEV_SERVICES", "local"), image]);
+        assert_eq!(local_with_image.variant(), local.variant());
     }
 }

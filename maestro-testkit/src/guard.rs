@@ -64,14 +64,18 @@ impl Guarded {
             .arg(self.grace.as_secs().to_string())
             .arg(self.stop_signal)
             .args(&self.command)
-            .env_clear()
-            .env("PATH", PATH)
-            .envs(&self.environment)
             .current_dir(&self.directory)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .process_group(0);
+        // A container's guard runs `docker`, which has to find the same daemon as this process.
+        if !self.command.is_empty() {
+            command
+                .env_clear()
+                .env("PATH", PATH)
+                .envs(&self.environment);
+        }
         if let Some(companion) = &self.companion {
             command.env("GUARD_COMPANION", companion);
         }

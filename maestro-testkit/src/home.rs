@@ -22,15 +22,19 @@ pub(crate) struct Home {
 impl Home {
     /// The home of the clone this process was started in: the nearest directory above the working
     /// directory that is a checkout, else the topmost with a `Cargo.lock`.
-    pub(crate) fn of_this_clone() -> Result<Self, Error> {
+    pub(crate) fn of_this_clone(variant: &str) -> Result<Self, Error> {
         let current = std::env::current_dir()
             .map_err(|e| Error::io("finding the working directory of this process", e))?;
-        Self::of_clone(&clone_root(&current))
+        Self::of_clone(&clone_root(&current), variant)
     }
 
-    pub(crate) fn of_clone(root: &Path) -> Result<Self, Error> {
+    /// The home of a clone. Runs that ask for other servers (`variant`) have a home of their own, so
+    /// that none joins what another one left warm.
+    pub(crate) fn of_clone(root: &Path, variant: &str) -> Result<Self, Error> {
         let root = root.canonicalize().unwrap_or_else(|_| root.to_owned());
-        let digest = Sha256::digest(root.as_os_str().as_encoded_bytes());
+        let mut digest = Sha256::new_with_prefix(root.as_os_str().as_encoded_bytes());
+        digest.update(variant);
+        let digest = digest.finalize();
         // 40 bits: the clones of one user of one machine are few.
         let key = digest.iter().take(5).fold(String::new(), |mut key, byte| {
             // Writing to a String cannot fail.

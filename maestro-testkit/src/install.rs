@@ -56,7 +56,7 @@ pub(crate) fn remedy(service: Service, source: Source) -> String {
     };
     match (source, install_command(&[missing])) {
         (Source::Off, _) => "set that variable, or unset MAESTRO_DEV_SERVICES".to_owned(),
-        (Source::Docker, _) => "start the Docker daemon, or unset MAESTRO_DEV_SERVICES".to_owned(),
+        (Source::Docker, _) => "start the Docker daemon and have the image there (docker pull, or tests/images/build where there is no registry), or unset MAESTRO_DEV_SERVICES".to_owned(),
         (Source::Auto | Source::Local, Some(command)) => command.join(" "),
         (Source::Auto | Source::Local, None) => {
             format!("install {service}, or start a Docker daemon")

@@ -42,6 +42,7 @@ mod report;
 mod sandbox;
 mod server;
 mod service;
+mod settings;
 mod stack;
 mod wire;
 

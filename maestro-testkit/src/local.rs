@@ -253,7 +253,7 @@ pub(crate) fn account_of_directory(service: Service) -> Result<Option<(u32, u32)
 }
 
 /// Free ports on the loopback interface.
-fn free_ports<const N: usize>() -> Result<[u16; N], Error> {
+pub(crate) fn free_ports<const N: usize>() -> Result<[u16; N], Error> {
     let mut held = Vec::new();
     let mut ports = [0; N];
     for port in &mut ports {

@@ -10,7 +10,7 @@ use crate::control::Control;
 use crate::error::{Error, ErrorKind};
 use crate::home::{Home, Lock, Mode};
 use crate::report;
-use crate::service::{Address, Record, Running, Service};
+use crate::service::{Address, Origin, Record, Running, Service};
 use crate::{docker, explicit, guard, install, local, wire};
 
 /// Longest wait for another process that starts or stops the same server; RabbitMQ alone is given
@@ -27,6 +27,7 @@ pub(crate) struct Request<'a> {
     pub(crate) grace: Duration,
     /// Keep what was acknowledged over `kill -9` and a restart.
     pub(crate) durable: bool,
+    pub(crate) config: &'a DevServicesConfig,
 }
 
 /// What a provider answers.
@@ -101,8 +102,9 @@ pub(crate) async fn obtain(service: Service, wanted: &Wanted) -> Result<Obtained
         directory: &directory,
         grace: wanted.grace,
         durable: wanted.durable,
+        config: &wanted.config,
     };
-    let (record, control) = start(&request, wanted.config.source).await?;
+    let (record, control) = start(&request).await?;
     // Once per server, and before anybody else may join.
     let administrator = Administrator::new(service, record.address());
     administrator.close_server().await?;
@@ -115,11 +117,12 @@ pub(crate) async fn obtain(service: Service, wanted: &Wanted) -> Result<Obtained
     })
 }
 
-async fn start(request: &Request<'_>, source: Source) -> Result<(Record, Control), Error> {
+async fn start(request: &Request<'_>) -> Result<(Record, Control), Error> {
     let service = request.service;
+    let source = request.config.source;
     let mut reasons = Vec::new();
     if matches!(source, Source::Auto | Source::Docker) {
-        match docker::start(request).await? {
+        match Box::pin(docker::start(request)).await? {
             Outcome::Started(record, control) => return Ok((*record, control)),
             Outcome::Unavailable(reason) => reasons.push(format!("Docker: {reason}")),
         }
@@ -146,8 +149,7 @@ async fn start(request: &Request<'_>, source: Source) -> Result<(Record, Control
 
 /// The server of a directory, if one runs there under its guard.
 async fn join(directory: &Path) -> Option<Running> {
-    let text = std::fs::read_to_string(directory.join("record.json")).ok()?;
-    let record: Record = serde_json::from_str(&text).ok()?;
+    let record = read_record(directory)?;
     if record.version.is_empty() || !guard::is_guarded(directory) {
         return None;
     }
@@ -169,6 +171,9 @@ fn running(record: Record, control: Control) -> Running {
 /// Ends what a dead run left here, and removes its files.
 async fn sweep(directory: &Path) -> Result<(), Error> {
     guard::sweep(directory).await;
+    if read_record(directory).is_some_and(|record| record.origin == Origin::Docker) {
+        docker::sweep(directory).await?;
+    }
     let failed = |e| Error::io(format!("emptying {}", directory.display()), e);
     for entry in std::fs::read_dir(directory).map_err(failed)?.flatten() {
         // The locks are held by this process.
@@ -202,6 +207,11 @@ pub(crate) async fn sweep_dedicated(home: Home) {
         }
     }
     let _ = std::fs::remove_dir(home.path());
+}
+
+fn read_record(directory: &Path) -> Option<Record> {
+    let text = std::fs::read_to_string(directory.join("record.json")).ok()?;
+    serde_json::from_str(&text).ok()
 }
 
 /// Writes the record in one step, readable by its owner alone.

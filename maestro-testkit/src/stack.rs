@@ -181,19 +181,20 @@ impl StackBuilder {
 
     /// Joins or starts the shared servers.
     pub async fn start(self) -> Result<Stack, Error> {
-        let home = self.home()?;
+        let config = self.settings()?;
         let wanted = Wanted {
-            config: self.settings()?,
+            home: self.home(&config)?,
+            config,
             grace: self.grace,
             durable: false,
-            home,
         };
         background::run(start(self.services, wanted, false)).await
     }
 
     /// Starts servers of this process' own.
     pub async fn dedicated(self) -> Result<Stack, Error> {
-        let home = self.home()?;
+        let config = self.settings()?;
+        let home = self.home(&config)?;
         // Another run's, if it was killed before it could write down what it started.
         for sibling in home.dedicated_siblings() {
             background::spawn(crate::provider::sweep_dedicated(sibling))?;
@@ -202,8 +203,11 @@ impl StackBuilder {
             home: home.dedicated(&sandbox::new_id())?,
             // Somebody else's servers are not to be broken: these come from this machine.
             config: DevServicesConfig {
-                source: self.settings()?.source,
-                ..DevServicesConfig::default()
+                postgres_url: None,
+                cache_url: None,
+                messaging_url: None,
+                messaging_management_url: None,
+                ..config
             },
             grace: Duration::ZERO,
             durable: true,
@@ -211,10 +215,11 @@ impl StackBuilder {
         background::run(start(self.services, wanted, true)).await
     }
 
-    fn home(&self) -> Result<Home, Error> {
+    fn home(&self, config: &DevServicesConfig) -> Result<Home, Error> {
+        let variant = config.variant();
         match &self.clone {
-            Some(root) => Home::of_clone(root),
-            None => Home::of_this_clone(),
+            Some(root) => Home::of_clone(root, &variant),
+            None => Home::of_this_clone(&variant),
         }
     }
 

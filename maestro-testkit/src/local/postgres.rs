@@ -1,6 +1,5 @@
 //! PostgreSQL from the binaries of this machine.
 
-use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,6 +9,7 @@ use super::{Plan, first_executable, free_ports, in_path, is_executable, password
 use crate::error::{Error, ErrorKind};
 use crate::provider::Request;
 use crate::service::{Origin, Record, Service};
+use crate::settings;
 
 /// Sockets are for this user and root alone: no password is asked there. Everybody else comes by
 /// TCP and shows one.
@@ -43,27 +43,18 @@ pub(super) async fn plan(
     let password = password();
     initdb(directory, binary, &data, &password, account).await?;
     write_private(&data.join("pg_hba.conf"), HBA, account)?;
-    let mut settings: BTreeMap<&str, String> = [
+    let mut settings = vec![
         ("port", port.to_string()),
         ("listen_addresses", "127.0.0.1".to_owned()),
         ("unix_socket_directories", directory.display().to_string()),
         ("unix_socket_permissions", "0700".to_owned()),
-        // 50 sandboxes at once with pools of a few connections each.
-        ("max_connections", "400".to_owned()),
-        // A file in the data directory instead of /dev/shm, which a kill would leave behind and
-        // which containers keep at 64 MB.
-        ("dynamic_shared_memory_type", "mmap".to_owned()),
-        ("jit", "off".to_owned()),
-        ("log_timezone", "UTC".to_owned()),
-    ]
-    .into();
-    if !request.durable {
-        for setting in ["fsync", "synchronous_commit", "full_page_writes"] {
-            settings.insert(setting, "off".to_owned());
-        }
-        settings.insert("wal_level", "minimal".to_owned());
-        settings.insert("max_wal_senders", "0".to_owned());
-    }
+    ];
+    let everywhere = settings::postgres(request.durable);
+    settings.extend(
+        everywhere
+            .into_iter()
+            .map(|(name, value)| (name, value.to_owned())),
+    );
     let mut command = vec![binary.into(), "-D".into(), data.into()];
     for (name, value) in settings {
         command.push("-c".into());

@@ -9,6 +9,7 @@ use super::{Plan, first_executable, free_ports, in_path, password, write_private
 use crate::error::Error;
 use crate::provider::Request;
 use crate::service::{Origin, Record, Service};
+use crate::settings;
 
 /// Boots in 4 s on an idle machine and in 17 s on a loaded one; a laptop on battery takes longer.
 const READY: Duration = Duration::from_secs(90);
@@ -28,12 +29,10 @@ pub(super) fn plan(request: &Request<'_>, binary: &Path) -> Result<Plan, Error> 
     let [port, management, distribution, mapper] = free_ports()?;
     let directory = request.directory;
     let password = password();
+    let user = "maestro";
     let settings = format!(
-        "default_user = maestro\ndefault_pass = {password}\nloopback_users = none\n\
-         management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management}\n\
-         collect_statistics_interval = 1000\n\
-         disk_free_limit.absolute = 50MB\n\
-         raft.wal_max_size_bytes = 33554432\n"
+        "{}management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management}\n",
+        settings::rabbitmq(user, &password)
     );
     let file = directory.join("rabbitmq.conf");
     write_private(&file, &settings, None)?;
@@ -58,10 +57,9 @@ pub(super) fn plan(request: &Request<'_>, binary: &Path) -> Result<Plan, Error> 
         // With a socket to notify the script becomes the server, so its pid is the server's. Nobody
         // listens there: readiness is a handshake.
         ("NOTIFY_SOCKET", path("notify")),
-        // Idle schedulers would spin for work, on a machine that has other work.
         (
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
-            "+sbwt none +sbwtdcpu none +sbwtdio none".into(),
+            settings::ERLANG_ARGUMENTS.into(),
         ),
     ]
     .into_iter()
@@ -75,7 +73,7 @@ pub(super) fn plan(request: &Request<'_>, binary: &Path) -> Result<Plan, Error> 
             port,
             management_port: Some(management),
             socket: None,
-            user: "maestro".to_owned(),
+            user: user.to_owned(),
             password,
             database: "/".to_owned(),
             reason: String::new(),

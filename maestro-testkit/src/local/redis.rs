@@ -8,9 +8,7 @@ use super::{Plan, first_executable, free_ports, in_path, password, write_private
 use crate::error::Error;
 use crate::provider::Request;
 use crate::service::{Origin, Record, Service};
-
-/// Databases of a local server: each sandbox takes one at random.
-const DATABASES: u16 = 64;
+use crate::settings;
 
 pub(super) fn find() -> Option<PathBuf> {
     let fixed = ["/usr/bin/redis-server", "/usr/bin/valkey-server"].map(PathBuf::from);
@@ -23,17 +21,11 @@ pub(super) fn plan(request: &Request<'_>, binary: &Path) -> Result<Plan, Error> 
     let [port] = free_ports()?;
     let directory = request.directory;
     let password = password();
-    let mut settings = format!(
-        "bind 127.0.0.1\nport {port}\ndaemonize no\ndir {}\ndatabases {DATABASES}\nrequirepass {password}\n",
-        directory.display()
+    let settings = format!(
+        "bind 127.0.0.1\nport {port}\ndir {}\n{}",
+        directory.display(),
+        settings::redis(request.durable, &password)
     );
-    // By file, not by argument: everybody sees arguments.
-    settings.push_str(if request.durable {
-        // What was acknowledged is on the disk.
-        "save \"\"\nappendonly yes\nappendfsync always\n"
-    } else {
-        "save \"\"\nappendonly no\n"
-    });
     let file = directory.join("redis.conf");
     write_private(&file, &settings, None)?;
     Ok(Plan {
