@@ -1,0 +1,114 @@
+//! Options of a database that are code and not configuration.
+
+use std::time::{Duration, Instant};
+
+use maestro_metrics::Registry;
+
+use crate::client::{Db, Inner};
+use crate::config::DbConfig;
+use crate::connect::Password;
+use crate::error::Error;
+use crate::pool::{Holder, Pool};
+use crate::retry::Backoff;
+
+/// Builds a [`Db`].
+///
+/// ```no_run
+/// # async fn example(config: maestro_db::DbConfig) -> Result<(), maestro_db::Error> {
+/// use maestro_db::Db;
+/// use maestro_metrics::Registry;
+///
+/// let registry = Registry::detached();
+/// let db = Db::builder(config).registry(&registry).connect().await?;
+/// # let _ = db;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use]
+pub struct DbBuilder {
+    config: DbConfig,
+    registry: Option<Registry>,
+    wait: Option<Duration>,
+}
+
+impl DbBuilder {
+    pub(crate) fn new(config: DbConfig) -> Self {
+        Self {
+            config,
+            registry: None,
+            wait: None,
+        }
+    }
+
+    /// Where metrics are recorded; a registry of its own otherwise.
+    pub fn registry(mut self, registry: &Registry) -> Self {
+        self.registry = Some(registry.clone());
+        self
+    }
+
+    /// How long [`connect`](Self::connect) waits for a server that is not there yet; the acquire
+    /// timeout otherwise.
+    pub fn wait_for_server(mut self, limit: Duration) -> Self {
+        self.wait = Some(limit);
+        self
+    }
+
+    /// Connects, and waits for a server that is starting or not reachable yet. What waiting cannot
+    /// mend (a wrong password, a database that does not exist) is an error at once.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) with what to mend, or
+    /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) with the last reason once the wait
+    /// is over.
+    ///
+    /// # Cancellation
+    /// Dropping the future closes what was opened.
+    pub async fn connect(self) -> Result<Db, Error> {
+        let limit = self.wait.unwrap_or(self.config.timeouts.acquire);
+        let db = self.connect_lazy()?;
+        let started = Instant::now();
+        let mut backoff = Backoff::connecting();
+        loop {
+            let left = limit.saturating_sub(started.elapsed());
+            let acquired = db
+                .pool()
+                .acquire_within(left, Holder::Internal("connect"))
+                .await;
+            let error = match acquired {
+                Ok(_) => return Ok(db),
+                Err(error) => error,
+            };
+            let pause = backoff.next();
+            if !error.is_transient() || started.elapsed() + pause >= limit {
+                return Err(error);
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// A database without a connection yet: the first one is opened when it is needed, so a service
+    /// starts before its server does. Its health check is unhealthy until the server is there.
+    ///
+    /// Must be called in a tokio runtime, which runs the pool's upkeep.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) when the environment holds `PG*` variables
+    /// that would change connections.
+    pub fn connect_lazy(self) -> Result<Db, Error> {
+        let Self {
+            config,
+            registry,
+            wait: _,
+        } = self;
+        let registry = registry.unwrap_or_else(Registry::detached);
+        let password = Password::new(config.main.password.clone());
+        let name = config.database().to_owned();
+        let pool = Pool::new(&config, &config.main, password.clone(), &registry, &name)?;
+        Ok(Db::from_inner(Inner {
+            config,
+            pool,
+            password,
+        }))
+    }
+}

@@ -1,0 +1,471 @@
+//! One pass over a statement's text: words, without what stands in quotes and comments.
+
+use std::sync::OnceLock;
+
+use super::{Effect, Statement};
+
+/// Looks at a text, which may hold several statements.
+pub(super) fn scan(sql: &str) -> Statement {
+    let mut seen = Seen::default();
+    let mut tokens = Tokens::new(sql).peekable();
+    while let Some(token) = tokens.next() {
+        seen.token(&token, tokens.peek());
+    }
+    Statement {
+        operation: seen.operation.unwrap_or("OTHER"),
+        table: seen.table,
+        summary: summary(sql),
+        returns_rows: seen.returns_rows,
+        effect: seen.effect.unwrap_or(Effect::None),
+        duration: OnceLock::new(),
+    }
+}
+
+/// The statements of a text. The body of a `BEGIN ATOMIC` function is cut at its semicolons too.
+pub(super) fn split(sql: &str) -> Vec<&str> {
+    let mut statements = Vec::new();
+    let mut tokens = Tokens::new(sql);
+    let (mut start, mut empty) = (0, true);
+    while let Some(token) = tokens.next() {
+        if matches!(token, Token::Symbol(b';')) {
+            if !empty {
+                statements.extend(sql.get(start..tokens.at - 1));
+            }
+            (start, empty) = (tokens.at, true);
+        } else {
+            empty = false;
+        }
+    }
+    if !empty {
+        statements.extend(sql.get(start..));
+    }
+    statements
+}
+
+/// What the words so far have told.
+#[derive(Default)]
+struct Seen {
+    operation: Option<&'static str>,
+    table: Option<Box<str>>,
+    returns_rows: bool,
+    effect: Option<Effect>,
+    /// Words of the current statement, to read its beginning; the rest does not matter.
+    words: u32,
+    /// Its first word waits for the second one to say what it does.
+    pending: Option<&'static str>,
+    /// The next word is the name of a table.
+    table_next: bool,
+    /// Open parentheses: a `SELECT` in one is not the statement's operation.
+    depth: u32,
+    /// After `WITH`: the operation is that of the main statement.
+    with: bool,
+    /// In a `CREATE` statement, where `BEGIN ATOMIC` begins a body with semicolons of its own.
+    create: bool,
+    begin: bool,
+    /// In the body of a function, of which nothing can be said without a parser.
+    opaque: bool,
+}
+
+impl Seen {
+    fn token(&mut self, token: &Token<'_>, next: Option<&Token<'_>>) {
+        if self.opaque {
+            return;
+        }
+        match token {
+            Token::Word(word) => self.word(word, next),
+            Token::Quoted(name) => self.name(name, next),
+            Token::Symbol(b';') => {
+                self.words = 0;
+                self.pending = None;
+                self.table_next = false;
+                self.depth = 0;
+                self.with = false;
+                self.create = false;
+                self.begin = false;
+            }
+            Token::Symbol(b'(') => self.depth += 1,
+            Token::Symbol(b')') => self.depth = self.depth.saturating_sub(1),
+            Token::Symbol(_) | Token::Literal => {}
+        }
+    }
+
+    fn word(&mut self, word: &str, next: Option<&Token<'_>>) {
+        self.words = self.words.saturating_add(1);
+        if self.words == 1 {
+            self.first(word);
+        } else if let Some(first) = self.pending.take() {
+            self.second(first, word);
+        }
+        if self.with && self.depth == 0 {
+            if let Some(operation) = known(word, &["SELECT", "INSERT", "UPDATE", "DELETE", "MERGE"])
+            {
+                self.operation = Some(operation);
+                self.with = false;
+                if operation != "SELECT" {
+                    // What is written matters more than what was read for it.
+                    self.table = None;
+                    self.table_next = false;
+                }
+            }
+        }
+        if is(word, "RETURNING") {
+            self.returns_rows = true;
+        }
+        if self.create {
+            if self.begin && is(word, "ATOMIC") {
+                // Its semicolons end nothing here, and telling its `END` from a statement's takes a
+                // parser: the rest is not looked at, and the connection is closed afterwards.
+                self.note(Effect::Function("BEGIN ATOMIC"));
+                self.opaque = true;
+            }
+            self.begin = is(word, "BEGIN");
+        }
+        self.name(word, next);
+        // `FROM`, `INTO`, `UPDATE`, `TABLE` are followed by a table; `ONLY`, `IF NOT EXISTS` are not it.
+        if self.table.is_none() && is_any(word, &["FROM", "INTO", "UPDATE", "TABLE", "JOIN"]) {
+            self.table_next = true;
+        }
+    }
+
+    /// A word that may be the name of a table or of a function.
+    fn name(&mut self, name: &str, next: Option<&Token<'_>>) {
+        if let Some(function) = known(name, FUNCTIONS) {
+            self.note(Effect::Function(function));
+        }
+        if self.table_next
+            && !is_any(
+                name,
+                &[
+                    "ONLY", "IF", "NOT", "EXISTS", "LATERAL", "FROM", "INTO", "UPDATE", "TABLE",
+                ],
+            )
+        {
+            match next {
+                // A schema: the table comes after the dot.
+                Some(Token::Symbol(b'.')) => {}
+                // A function in FROM; `INSERT INTO t (…)` has its parenthesis too.
+                Some(Token::Symbol(b'(')) if self.operation != Some("INSERT") => {
+                    self.table_next = false;
+                }
+                _ => {
+                    self.table = Some(name.into());
+                    self.table_next = false;
+                }
+            }
+        }
+    }
+
+    fn first(&mut self, word: &str) {
+        self.create = is(word, "CREATE");
+        let operation = known(word, OPERATIONS).unwrap_or("OTHER");
+        if self.operation.is_none() {
+            self.operation = Some(operation);
+        }
+        match operation {
+            "WITH" => {
+                self.with = true;
+                self.returns_rows = true;
+            }
+            "SELECT" | "VALUES" | "TABLE" | "SHOW" | "EXPLAIN" => self.returns_rows = true,
+            _ => {}
+        }
+        if let Some(word) = known(word, TRANSACTION) {
+            self.note(Effect::Transaction(word));
+        } else if let Some(word) = known(word, SESSION) {
+            self.note(Effect::Session(word));
+        } else if let Some(word) = known(word, &["SET", "PREPARE", "DECLARE"]) {
+            self.pending = Some(word);
+        }
+    }
+
+    fn second(&mut self, first: &'static str, word: &str) {
+        match first {
+            "SET" if is_any(word, &["LOCAL", "CONSTRAINTS", "TRANSACTION"]) => {
+                self.note(Effect::Local("SET LOCAL"));
+            }
+            "PREPARE" if is(word, "TRANSACTION") => {
+                self.note(Effect::Transaction("PREPARE TRANSACTION"));
+            }
+            // A cursor `WITH HOLD` outlives the transaction; without it, it needs one.
+            "DECLARE" => self.note(Effect::Local("DECLARE")),
+            first => self.note(Effect::Session(first)),
+        }
+    }
+
+    /// The first effect that is refused somewhere wins: it is what the error will name.
+    fn note(&mut self, effect: Effect) {
+        let weight = |effect: Option<Effect>| match effect {
+            None | Some(Effect::None) => 0,
+            Some(Effect::Local(_)) => 1,
+            Some(Effect::Function(_)) => 2,
+            Some(Effect::Session(_) | Effect::Transaction(_)) => 3,
+        };
+        if weight(Some(effect)) > weight(self.effect) {
+            self.effect = Some(effect);
+        }
+    }
+}
+
+const OPERATIONS: &[&str] = &[
+    "SELECT",
+    "INSERT",
+    "UPDATE",
+    "DELETE",
+    "MERGE",
+    "WITH",
+    "VALUES",
+    "TABLE",
+    "SHOW",
+    "EXPLAIN",
+    "CALL",
+    "DO",
+    "COPY",
+    "CREATE",
+    "ALTER",
+    "DROP",
+    "TRUNCATE",
+    "GRANT",
+    "REVOKE",
+    "COMMENT",
+    "LOCK",
+    "NOTIFY",
+    "ANALYZE",
+    "VACUUM",
+    "REINDEX",
+    "CLUSTER",
+    "REFRESH",
+    "SET",
+    "BEGIN",
+    "COMMIT",
+    "ROLLBACK",
+    "SAVEPOINT",
+    "RELEASE",
+];
+
+const TRANSACTION: &[&str] = &[
+    "BEGIN",
+    "START",
+    "COMMIT",
+    "END",
+    "ROLLBACK",
+    "ABORT",
+    "SAVEPOINT",
+    "RELEASE",
+];
+
+const SESSION: &[&str] = &[
+    "RESET",
+    "DISCARD",
+    "LISTEN",
+    "UNLISTEN",
+    "DEALLOCATE",
+    "LOAD",
+];
+
+/// Functions whose effect can outlive the transaction.
+const FUNCTIONS: &[&str] = &[
+    "set_config",
+    "pg_advisory_lock",
+    "pg_advisory_lock_shared",
+    "pg_try_advisory_lock",
+    "pg_try_advisory_lock_shared",
+    "pg_advisory_unlock",
+    "pg_advisory_unlock_shared",
+    "pg_advisory_unlock_all",
+];
+
+fn is(word: &str, keyword: &str) -> bool {
+    word.eq_ignore_ascii_case(keyword)
+}
+
+fn is_any(word: &str, keywords: &[&str]) -> bool {
+    keywords.iter().any(|keyword| is(word, keyword))
+}
+
+fn known(word: &str, keywords: &[&'static str]) -> Option<&'static str> {
+    keywords.iter().find(|keyword| is(word, keyword)).copied()
+}
+
+/// The text on one line, cut at a length that fits into a log line.
+fn summary(sql: &str) -> Box<str> {
+    const LONGEST: usize = 240;
+    let mut line = String::new();
+    for word in sql.split_whitespace() {
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+        if line.len() > LONGEST {
+            let end = (0..=LONGEST)
+                .rev()
+                .find(|&end| line.is_char_boundary(end))
+                .unwrap_or(0);
+            line.truncate(end);
+            line.push('…');
+            break;
+        }
+    }
+    line.into()
+}
+
+enum Token<'a> {
+    /// An identifier or keyword.
+    Word(&'a str),
+    /// An identifier in double quotes, as written between them.
+    Quoted(&'a str),
+    /// A string, a number, a parameter.
+    Literal,
+    /// Anything else, byte by byte.
+    Symbol(u8),
+}
+
+/// PostgreSQL's lexical rules, as far as they decide what is a word and what is quoted.
+///
+/// Source: chapter 4.1 of the manual. `standard_conforming_strings` is taken to be on, as it is
+/// since 9.1.
+struct Tokens<'a> {
+    sql: &'a str,
+    at: usize,
+}
+
+impl<'a> Tokens<'a> {
+    fn new(sql: &'a str) -> Self {
+        Self { sql, at: 0 }
+    }
+
+    fn rest(&self) -> &'a [u8] {
+        self.sql.as_bytes().get(self.at..).unwrap_or_default()
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.rest().first().copied()
+    }
+
+    /// Moves to just after the next occurrence of `end`, or to the end of the text.
+    fn skip_past(&mut self, end: &[u8]) {
+        let found = self
+            .rest()
+            .windows(end.len())
+            .position(|window| window == end);
+        self.at = found.map_or(self.sql.len(), |found| self.at + found + end.len());
+    }
+
+    fn skip_block_comment(&mut self) {
+        // They nest.
+        let mut depth = 0_u32;
+        while self.at < self.sql.len() {
+            let rest = self.rest();
+            if rest.starts_with(b"/*") {
+                depth += 1;
+                self.at += 2;
+            } else if rest.starts_with(b"*/") {
+                depth -= 1;
+                self.at += 2;
+                if depth == 0 {
+                    return;
+                }
+            } else {
+                self.at += 1;
+            }
+        }
+    }
+
+    /// Moves past a quoted text that begins here; a doubled quote stands for itself.
+    fn skip_quoted(&mut self, quote: u8, backslash: bool) {
+        self.at += 1;
+        while let Some(byte) = self.peek() {
+            self.at += 1;
+            if backslash && byte == b'\\' {
+                self.at = (self.at + 1).min(self.sql.len());
+            } else if byte == quote {
+                if self.peek() != Some(quote) {
+                    return;
+                }
+                self.at += 1;
+            }
+        }
+    }
+
+    fn take_while(&mut self, keep: impl Fn(u8) -> bool) -> &'a str {
+        let start = self.at;
+        while self.peek().is_some_and(&keep) {
+            self.at += 1;
+        }
+        self.sql.get(start..self.at).unwrap_or_default()
+    }
+
+    /// `$1` or `$tag$…$tag$`.
+    fn dollar(&mut self) {
+        let start = self.at;
+        self.at += 1;
+        if self.peek().is_some_and(|byte| byte.is_ascii_digit()) {
+            self.take_while(|byte| byte.is_ascii_digit());
+            return;
+        }
+        self.take_while(is_word_byte);
+        if self.peek() != Some(b'$') {
+            return;
+        }
+        self.at += 1;
+        let tag = self.sql.as_bytes().get(start..self.at).unwrap_or_default();
+        self.skip_past(tag);
+    }
+}
+
+fn is_word_start(byte: u8) -> bool {
+    byte.is_ascii_alphabetic() || byte == b'_' || byte >= 0x80
+}
+
+fn is_word_byte(byte: u8) -> bool {
+    is_word_start(byte) || byte.is_ascii_digit()
+}
+
+impl<'a> Iterator for Tokens<'a> {
+    type Item = Token<'a>;
+
+    fn next(&mut self) -> Option<Token<'a>> {
+        loop {
+            let byte = self.peek()?;
+            match byte {
+                // The lexer's white space; vertical tab counts since PostgreSQL 16 only, and as a
+                // symbol it changes nothing here.
+                b' ' | b'\t' | b'\n' | b'\r' | 0x0c => self.at += 1,
+                b'-' if self.rest().starts_with(b"--") => self.skip_past(b"\n"),
+                b'/' if self.rest().starts_with(b"/*") => self.skip_block_comment(),
+                b'\'' => {
+                    self.skip_quoted(b'\'', false);
+                    return Some(Token::Literal);
+                }
+                b'"' => {
+                    let start = self.at + 1;
+                    self.skip_quoted(b'"', false);
+                    let name = self
+                        .sql
+                        .get(start..self.at.saturating_sub(1))
+                        .unwrap_or_default();
+                    return Some(Token::Quoted(name));
+                }
+                b'$' => {
+                    self.dollar();
+                    return Some(Token::Literal);
+                }
+                b'0'..=b'9' => {
+                    self.take_while(|byte| is_word_byte(byte) || byte == b'.');
+                    return Some(Token::Literal);
+                }
+                byte if is_word_start(byte) => {
+                    let word = self.take_while(|byte| is_word_byte(byte) || byte == b'$');
+                    if self.peek() == Some(b'\'') && is(word, "E") {
+                        self.skip_quoted(b'\'', true);
+                        return Some(Token::Literal);
+                    }
+                    return Some(Token::Word(word));
+                }
+                byte => {
+                    self.at += 1;
+                    return Some(Token::Symbol(byte));
+                }
+            }
+        }
+    }
+}
