@@ -170,12 +170,16 @@ impl<'a> Reader<'a> {
         message: impl Into<String>,
         fix: impl Into<String>,
     ) {
-        self.problems.push(Problem {
+        let problem = Problem {
             variable: variable.name.to_owned(),
             origin: "environment".to_owned(),
             message: message.into(),
             fix: fix.into(),
-        });
+        };
+        // Settings that hold the identity read its variables again.
+        if !self.problems.contains(&problem) {
+            self.problems.push(problem);
+        }
     }
 
     fn lookup(&self, variable: &Variable) -> Option<&'a str> {

@@ -75,10 +75,7 @@ impl DbBuilder {
                 .pool()
                 .acquire_within(left, Holder::Internal("connect"))
                 .await;
-            let error = match acquired {
-                Ok(_) => return Ok(db),
-                Err(error) => error,
-            };
+            let Err(error) = acquired else { return Ok(db) };
             let pause = backoff.next();
             if !error.is_transient() || started.elapsed() + pause >= limit {
                 return Err(error);

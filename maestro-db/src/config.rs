@@ -386,6 +386,10 @@ fn size(reader: &mut Reader<'_>, variable: &Variable) -> Option<usize> {
         .and_then(|count| usize::try_from(count).ok())
 }
 
+#[expect(
+    clippy::option_option,
+    reason = "outside: was it read; inside: is there a limit"
+)]
 fn limit(reader: &mut Reader<'_>, variable: &Variable) -> Option<Option<Duration>> {
     reader
         .duration(variable)
@@ -410,6 +414,10 @@ fn required_endpoint(reader: &mut Reader<'_>, variable: &Variable) -> Option<End
     parse_endpoint(reader, variable, &url)
 }
 
+#[expect(
+    clippy::option_option,
+    reason = "outside: was it read; inside: is it set"
+)]
 fn optional_endpoint(reader: &mut Reader<'_>, variable: &Variable) -> Option<Option<Endpoint>> {
     match reader.optional(variable, Reader::url)? {
         None => Some(None),

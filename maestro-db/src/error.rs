@@ -216,7 +216,11 @@ impl From<Error> for sqlx::Error {
 /// Takes an error of ours back out of the driver's, or gives the driver's back.
 fn own(error: sqlx::Error) -> Result<Error, sqlx::Error> {
     match error {
-        sqlx::Error::Io(io) if io.get_ref().is_some_and(|inner| inner.is::<Error>()) => {
+        sqlx::Error::Io(io)
+            if io
+                .get_ref()
+                .is_some_and(<dyn std::error::Error + Send + Sync>::is::<Error>) =>
+        {
             let kind = io.kind();
             match io
                 .into_inner()

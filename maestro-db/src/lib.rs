@@ -1,5 +1,40 @@
-//! PostgreSQL for Maestro services, on sqlx.
-#![doc = ""]
+//! PostgreSQL for Maestro services: sqlx without its holes.
+//!
+//! [`Db`] is a pool of connections that a service shares. `&Db` is a sqlx executor, and so is
+//! `&mut Transaction`; every query, type and macro of sqlx works on them.
+//!
+//! ```no_run
+//! use maestro_config::Environment;
+//! use maestro_db::{Db, DbConfig, Error};
+//!
+//! # #[derive(sqlx::FromRow)] struct Order { id: i64 }
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let config = Environment::load()?.read::<DbConfig>()?;
+//! let db = Db::connect(config).await?; // waits for the server, says why when it cannot
+//!
+//! let order: Order = sqlx::query_as("select id from orders where id = $1")
+//!     .bind(17_i64)
+//!     .fetch_one(&db)
+//!     .await?;
+//!
+//! let mut tx = db.begin().await?;
+//! sqlx::query("update orders set state = 'paid' where id = $1")
+//!     .bind(order.id)
+//!     .execute(&mut tx)
+//!     .await?;
+//! tx.commit().await?; // an error if the server rolled back
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What it adds to sqlx:
+//! - A commit that cannot lie: after a statement failed or was cancelled, [`Transaction::commit`]
+//!   is an error, where the server would answer `COMMIT` with success and store nothing.
+//! - Cancellation that leaves nothing behind: a connection goes back to the pool only when the
+//!   server has acknowledged the end of what ran on it; else it is closed.
+//! - A pool without a ping per use, which says who holds its connections when none is left.
+//! - [`Db::retry`] for transactions that collide, [`Db::migrate`] for replicas that start together.
+//! - Errors by what the caller does next ([`ErrorKind`]), a span and a duration per statement.
 
 mod builder;
 mod client;

@@ -108,7 +108,7 @@ impl fmt::Display for MigrationReport {
 }
 
 /// Longest wait for the server and for another replica's migrations.
-const WAIT: Duration = Duration::from_secs(600);
+const WAIT: Duration = Duration::from_mins(10);
 
 /// Longest wait for one answer of the bookkeeping; the migrations themselves have no limit.
 const ANSWER: Duration = Duration::from_secs(30);

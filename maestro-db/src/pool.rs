@@ -166,8 +166,9 @@ impl Pool {
     async fn object(&self, limit: Duration) -> Result<Object<Connections>, Error> {
         let shared = &*self.shared;
         let started = Instant::now();
-        let waiting = Waiting::new(&shared.waiting);
+        let _waiting = Waiting::new(&shared.waiting);
         let mut backoff = Backoff::connecting();
+        let mut last = None;
         loop {
             let left = limit.saturating_sub(started.elapsed());
             let error = match tokio::time::timeout(left, shared.connections.get()).await {
@@ -187,7 +188,8 @@ impl Pool {
                     )
                     .with_source(error));
                 }
-                Err(_) => return Err(self.timed_out(limit)),
+                // An attempt that failed says more than the one that was cut short.
+                Err(_) => return Err(last.unwrap_or_else(|| self.timed_out(limit))),
             };
             // A server that restarts, or has no connection left for a moment, is waited for; one
             // that has been away for longer than a caller waits is not, so that an outage costs
@@ -196,15 +198,16 @@ impl Pool {
                 && shared.health.down_for().is_none_or(|down| down < limit);
             let pause = backoff.next();
             if !patient || started.elapsed() + pause >= limit {
-                let report = self.report_while(&waiting);
-                return Err(error.with_pool(report));
+                return Err(error.with_pool(shared.report(1)));
             }
+            last = Some(error.with_pool(shared.report(1)));
             tokio::time::sleep(pause).await;
         }
     }
 
     fn timed_out(&self, limit: Duration) -> Error {
-        let report = self.report();
+        // The caller itself waits no more.
+        let report = self.shared.report(1);
         let endpoint = self.endpoint();
         if report.active() >= report.max() {
             return Error::new(
@@ -225,11 +228,6 @@ impl Pool {
     /// What the pool holds now.
     pub(crate) fn report(&self) -> PoolReport {
         self.shared.report(0)
-    }
-
-    /// The same for a caller that is itself among the waiting.
-    fn report_while(&self, _waiting: &Waiting<'_>) -> PoolReport {
-        self.shared.report(1)
     }
 
     /// A migration was applied: connections forget their prepared statements before their next use.

@@ -134,7 +134,7 @@ fn every_problem_is_in_one_report_and_none_twice() {
     let names: Vec<_> = error
         .problems()
         .iter()
-        .map(|problem| problem.variable())
+        .map(maestro_config::Problem::variable)
         .collect();
     assert_eq!(names, ["MAESTRO_SERVICE_NAME", "MAESTRO_ENVIRONMENT"]);
 }

@@ -27,7 +27,7 @@ const LOOK: Duration = Duration::from_secs(15);
 
 /// A migration has no time limit of its own. This is how long the server may be out of reach before
 /// it is given up.
-const OUT_OF_REACH: Duration = Duration::from_secs(60);
+const OUT_OF_REACH: Duration = Duration::from_mins(1);
 
 impl<'a> Applier<'a> {
     pub(super) fn new(db: &'a Db, migrator: &'a Migrator) -> Self {

@@ -91,7 +91,7 @@ pub(crate) struct Pooled {
 
 /// After this long without use the other end may be gone without a word (a firewall forgets idle
 /// flows, often after a few minutes), so one round trip is paid to find out.
-const UNUSED: Duration = Duration::from_secs(60);
+const UNUSED: Duration = Duration::from_mins(1);
 
 /// Connections that must be replaced go one by one over this time, not all at once.
 const SPREAD: Duration = Duration::from_secs(30);

@@ -79,11 +79,11 @@ impl Upkeep {
             let unused = self
                 .idle
                 .is_some_and(|idle| now.duration_since(pooled.returned) > idle);
-            let keep = !pooled.is_over(now) && !(unused && spare > 0);
-            if !keep {
+            let over = pooled.is_over(now) || (unused && spare > 0);
+            if over {
                 spare = spare.saturating_sub(1);
             }
-            keep
+            !over
         });
         close_all(over.removed, SETTLE).await;
     }

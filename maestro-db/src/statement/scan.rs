@@ -44,6 +44,10 @@ pub(super) fn split(sql: &str) -> Vec<&str> {
 
 /// What the words so far have told.
 #[derive(Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is one fact of its own about the text"
+)]
 struct Seen {
     operation: Option<&'static str>,
     table: Option<Box<str>>,
@@ -53,8 +57,8 @@ struct Seen {
     words: u32,
     /// Its first word waits for the second one to say what it does.
     pending: Option<&'static str>,
-    /// The next word is the name of a table.
-    table_next: bool,
+    /// The next word is the name of a table, because this keyword came before.
+    table_next: Option<&'static str>,
     /// Open parentheses: a `SELECT` in one is not the statement's operation.
     depth: u32,
     /// After `WITH`: the operation is that of the main statement.
@@ -77,7 +81,7 @@ impl Seen {
             Token::Symbol(b';') => {
                 self.words = 0;
                 self.pending = None;
-                self.table_next = false;
+                self.table_next = None;
                 self.depth = 0;
                 self.with = false;
                 self.create = false;
@@ -96,16 +100,16 @@ impl Seen {
         } else if let Some(first) = self.pending.take() {
             self.second(first, word);
         }
-        if self.with && self.depth == 0 {
-            if let Some(operation) = known(word, &["SELECT", "INSERT", "UPDATE", "DELETE", "MERGE"])
-            {
-                self.operation = Some(operation);
-                self.with = false;
-                if operation != "SELECT" {
-                    // What is written matters more than what was read for it.
-                    self.table = None;
-                    self.table_next = false;
-                }
+        if self.with
+            && self.depth == 0
+            && let Some(operation) = known(word, &["SELECT", "INSERT", "UPDATE", "DELETE", "MERGE"])
+        {
+            self.operation = Some(operation);
+            self.with = false;
+            if operation != "SELECT" {
+                // What is written matters more than what was read for it.
+                self.table = None;
+                self.table_next = None;
             }
         }
         if is(word, "RETURNING") {
@@ -121,9 +125,10 @@ impl Seen {
             self.begin = is(word, "BEGIN");
         }
         self.name(word, next);
-        // `FROM`, `INTO`, `UPDATE`, `TABLE` are followed by a table; `ONLY`, `IF NOT EXISTS` are not it.
-        if self.table.is_none() && is_any(word, &["FROM", "INTO", "UPDATE", "TABLE", "JOIN"]) {
-            self.table_next = true;
+        if self.table.is_none()
+            && let Some(keyword) = known(word, &["FROM", "INTO", "UPDATE", "TABLE", "JOIN"])
+        {
+            self.table_next = Some(keyword);
         }
     }
 
@@ -132,25 +137,23 @@ impl Seen {
         if let Some(function) = known(name, FUNCTIONS) {
             self.note(Effect::Function(function));
         }
-        if self.table_next
-            && !is_any(
-                name,
-                &[
-                    "ONLY", "IF", "NOT", "EXISTS", "LATERAL", "FROM", "INTO", "UPDATE", "TABLE",
-                ],
-            )
-        {
-            match next {
-                // A schema: the table comes after the dot.
-                Some(Token::Symbol(b'.')) => {}
-                // A function in FROM; `INSERT INTO t (…)` has its parenthesis too.
-                Some(Token::Symbol(b'(')) if self.operation != Some("INSERT") => {
-                    self.table_next = false;
-                }
-                _ => {
-                    self.table = Some(name.into());
-                    self.table_next = false;
-                }
+        let Some(keyword) = self.table_next else {
+            return;
+        };
+        // Words that may stand between the keyword and the name.
+        if is_any(name, &["ONLY", "IF", "NOT", "EXISTS", "LATERAL", keyword]) {
+            return;
+        }
+        match next {
+            // A schema: the table comes after the dot.
+            Some(Token::Symbol(b'.')) => {}
+            Some(Token::Symbol(b'(')) if matches!(keyword, "FROM" | "JOIN") => {
+                // A function; what follows `INTO t` and `TABLE t` in parentheses are columns.
+                self.table_next = None;
+            }
+            _ => {
+                self.table = Some(name.into());
+                self.table_next = None;
             }
         }
     }

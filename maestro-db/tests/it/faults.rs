@@ -1,0 +1,243 @@
+//! Servers that are not there, die, hang, or are cut off.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use maestro_db::{Db, Error, ErrorKind};
+
+use crate::support::{config, count, database, dedicated, eventually};
+
+/// The server's return to the first statement that works.
+const RECOVERY: Duration = Duration::from_secs(5);
+
+async fn works(db: &Db) -> bool {
+    sqlx::query("select 1").execute(db).await.is_ok()
+}
+
+#[tokio::test]
+async fn a_statement_over_its_limit_is_ended_by_the_server_and_its_connection_kept() {
+    let it = database("", &[("STATEMENT_TIMEOUT", "100ms"), ("POOL_MAX", "1")]).await;
+    let pid = count(&it.db, "select pg_backend_pid()::bigint").await;
+    let error = Error::from(
+        sqlx::query("select pg_sleep(5)")
+            .execute(&it.db)
+            .await
+            .unwrap_err(),
+    );
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert_eq!(error.sqlstate().as_deref(), Some("57014"));
+    assert_eq!(count(&it.db, "select pg_backend_pid()::bigint").await, pid);
+}
+
+#[tokio::test]
+async fn connecting_waits_for_the_server_and_then_says_why_it_gave_up() {
+    let it = database("", &[("ACQUIRE_TIMEOUT", "500ms")]).await;
+    it.sandbox.postgres_link().cut().await.unwrap();
+    let started = Instant::now();
+    let error = Db::connect(it.db.config().clone()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(
+        started.elapsed() > Duration::from_millis(200),
+        "{:?}",
+        started.elapsed()
+    );
+    assert!(
+        error.to_string().contains("is the server running"),
+        "{error}"
+    );
+    let waiting = Db::builder(it.db.config().clone())
+        .wait_for_server(Duration::from_secs(20))
+        .connect();
+    let later = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        it.sandbox.postgres_link().restore().await.unwrap();
+    };
+    let (db, ()) = tokio::join!(waiting, later);
+    assert!(works(&db.unwrap()).await);
+}
+
+#[tokio::test]
+async fn a_service_that_starts_before_its_server_becomes_ready_by_itself() {
+    let it = database("", &[("ACQUIRE_TIMEOUT", "300ms")]).await;
+    it.sandbox.postgres_link().cut().await.unwrap();
+    let db = Db::builder(it.db.config().clone()).connect_lazy().unwrap();
+    assert!(!works(&db).await);
+    it.sandbox.postgres_link().restore().await.unwrap();
+    eventually("it works", RECOVERY, || works(&db)).await;
+}
+
+#[tokio::test]
+async fn connections_that_were_reset_cost_one_failure_each_at_most_and_none_later() {
+    let it = database("", &[("POOL_MAX", "4")]).await;
+    let open: Vec<_> = futures_util::future::join_all((0..4).map(|_| it.db.begin())).await;
+    drop(open);
+    eventually("all are back", Duration::from_secs(5), || async {
+        it.db.pool_report().idle() == 4
+    })
+    .await;
+    it.sandbox.postgres_link().reset().await.unwrap();
+    let mut failures = 0;
+    for _ in 0..20 {
+        match sqlx::query("select 1").execute(&it.db).await {
+            Ok(_) => {}
+            Err(error) => {
+                assert_eq!(Error::from(error).kind(), ErrorKind::Unavailable);
+                failures += 1;
+            }
+        }
+    }
+    // The first broken one makes the others be looked at before they are used.
+    assert_eq!(failures, 1);
+}
+
+#[tokio::test]
+async fn a_network_that_swallows_everything_ends_in_a_timeout() {
+    let it = database(
+        "",
+        &[
+            ("STATEMENT_TIMEOUT", "100ms"),
+            ("POOL_MAX", "1"),
+            ("ACQUIRE_TIMEOUT", "1s"),
+        ],
+    )
+    .await;
+    it.sandbox.postgres_link().blackhole().await.unwrap();
+    let started = Instant::now();
+    let error = Error::from(sqlx::query("select 1").execute(&it.db).await.unwrap_err());
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    assert!(
+        started.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        started.elapsed()
+    );
+    let error = it.db.begin().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    it.sandbox.postgres_link().restore().await.unwrap();
+    eventually("it works", RECOVERY, || works(&it.db)).await;
+}
+
+#[tokio::test]
+async fn a_commit_whose_answer_is_lost_is_unknown_and_not_a_success_or_a_failure() {
+    let it = database(
+        "create table notes (id int)",
+        &[("STATEMENT_TIMEOUT", "100ms")],
+    )
+    .await;
+    let mut tx = it.db.begin().await.unwrap();
+    sqlx::query("insert into notes values (1)")
+        .execute(&mut tx)
+        .await
+        .unwrap();
+    it.sandbox
+        .postgres_link()
+        .blackhole_replies()
+        .await
+        .unwrap();
+    let error = tx.commit().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unknown, "{error}");
+    assert!(!error.is_transient());
+    it.sandbox.postgres_link().restore().await.unwrap();
+    // This time the server had committed.
+    eventually("it works", RECOVERY, || works(&it.db)).await;
+    assert_eq!(count(&it.db, "select count(*) from notes").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_killed_restarted_or_paused_is_used_again_within_five_seconds() {
+    let (stack, sandbox) = dedicated().await;
+    let server = stack.postgres().unwrap();
+    let settings = [("ACQUIRE_TIMEOUT", "1s"), ("STATEMENT_TIMEOUT", "1s")];
+    let db = Db::connect(config(&sandbox, &settings)).await.unwrap();
+
+    let load = Load::start(&db);
+    load.goes_on("at first").await;
+
+    server.kill().await.unwrap();
+    let error = loop {
+        match sqlx::query("select 1").execute(&db).await {
+            Ok(_) => {}
+            Err(error) => break Error::from(error),
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    server.start().await.unwrap();
+    load.goes_on("after a kill").await;
+
+    server.stop().await.unwrap();
+    eventually("statements fail", Duration::from_secs(5), || async {
+        !works(&db).await
+    })
+    .await;
+    server.start().await.unwrap();
+    load.goes_on("after a restart").await;
+
+    server.pause().await.unwrap();
+    let error = Error::from(sqlx::query("select 1").execute(&db).await.unwrap_err());
+    assert!(
+        matches!(
+            error.kind(),
+            ErrorKind::Timeout | ErrorKind::Unavailable | ErrorKind::Exhausted
+        ),
+        "{error}"
+    );
+    server.resume().await.unwrap();
+    load.goes_on("after a pause").await;
+
+    load.stop().await;
+    assert!(db.pool_report().total() <= 10);
+}
+
+/// Callers that go on whatever happens.
+struct Load {
+    stop: tokio::sync::watch::Sender<bool>,
+    successes: Vec<Arc<AtomicU64>>,
+    tasks: tokio::task::JoinSet<()>,
+}
+
+impl Load {
+    fn start(db: &Db) -> Self {
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let mut tasks = tokio::task::JoinSet::new();
+        let successes: Vec<Arc<AtomicU64>> = (0..8).map(|_| Arc::default()).collect();
+        for successes in &successes {
+            let (db, stopped, successes) = (db.clone(), stopped.clone(), Arc::clone(successes));
+            tasks.spawn(async move {
+                while !*stopped.borrow() {
+                    if works(&db).await {
+                        successes.fetch_add(1, Ordering::Relaxed);
+                    }
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+            });
+        }
+        Self {
+            stop,
+            successes,
+            tasks,
+        }
+    }
+
+    /// Every caller succeeds again, ten times, within the time of recovery.
+    async fn goes_on(&self, when: &str) {
+        let before: Vec<_> = self
+            .successes
+            .iter()
+            .map(|n| n.load(Ordering::Relaxed))
+            .collect();
+        eventually(
+            &format!("every caller succeeds {when}"),
+            RECOVERY,
+            || async {
+                let now = self.successes.iter().map(|n| n.load(Ordering::Relaxed));
+                now.zip(&before).all(|(now, before)| now >= before + 10)
+            },
+        )
+        .await;
+    }
+
+    async fn stop(self) {
+        self.stop.send(true).unwrap();
+        self.tasks.join_all().await;
+    }
+}

@@ -1,0 +1,9 @@
+//! maestro-db on real servers.
+
+mod cancellation;
+mod executor;
+mod faults;
+mod migrations;
+mod pool;
+mod support;
+mod transactions;

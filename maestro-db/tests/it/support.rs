@@ -1,0 +1,109 @@
+//! What every test needs: a database of its own with a table or two.
+
+use std::time::{Duration, Instant};
+
+use maestro_config::Environment;
+use maestro_db::{Db, DbConfig};
+use maestro_testkit::{Sandbox, Service, Stack};
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::{Connection as _, SqlSafeStr as _};
+
+/// A service's database on the shared server, dropped with the value.
+pub(crate) struct Database {
+    pub(crate) sandbox: Sandbox,
+    pub(crate) db: Db,
+}
+
+/// A migrated database with the given tables, and settings beyond the defaults.
+pub(crate) async fn database(schema: &'static str, settings: &[(&str, &str)]) -> Database {
+    let sandbox = sandbox().await;
+    let db = Db::connect(config(&sandbox, settings)).await.unwrap();
+    if !schema.is_empty() {
+        db.migrate(&migrator(&[schema])).await.unwrap();
+    }
+    Database { sandbox, db }
+}
+
+pub(crate) async fn sandbox() -> Sandbox {
+    let stack = Stack::builder()
+        .only([Service::Postgres])
+        .start()
+        .await
+        .unwrap();
+    stack.sandbox("orders").await.unwrap()
+}
+
+/// A stack of this test alone, to be killed and paused.
+pub(crate) async fn dedicated() -> (Stack, Sandbox) {
+    let stack = Stack::builder()
+        .only([Service::Postgres])
+        .dedicated()
+        .await
+        .unwrap();
+    let sandbox = stack.sandbox("orders").await.unwrap();
+    (stack, sandbox)
+}
+
+pub(crate) fn config(sandbox: &Sandbox, settings: &[(&str, &str)]) -> DbConfig {
+    let own = settings
+        .iter()
+        .map(|(name, value)| (format!("MAESTRO_POSTGRES_{name}"), (*value).to_owned()));
+    Environment::from_pairs(sandbox.environment().into_iter().chain(own))
+        .read()
+        .unwrap()
+}
+
+/// Migrations from texts, with versions 1, 2, …
+pub(crate) fn migrator(texts: &[&'static str]) -> Migrator {
+    Migrator::with_migrations(
+        texts
+            .iter()
+            .zip(1..)
+            .map(|(text, version)| file(version, text, false))
+            .collect(),
+    )
+}
+
+pub(crate) fn file(version: i64, sql: &'static str, no_tx: bool) -> Migration {
+    let sql = sql.into_sql_str();
+    Migration::new(
+        version,
+        format!("step {version}").into(),
+        MigrationType::Simple,
+        sql,
+        no_tx,
+    )
+}
+
+/// Runs a statement as the server's administrator.
+pub(crate) async fn administer(sql: String) {
+    let stack = Stack::builder()
+        .only([Service::Postgres])
+        .start()
+        .await
+        .unwrap();
+    let url = stack.postgres().unwrap().admin_url();
+    let mut admin = sqlx::PgConnection::connect(url.expose()).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
+        .execute(&mut admin)
+        .await
+        .unwrap();
+    admin.close().await.unwrap();
+}
+
+/// Waits for a condition, with a deadline.
+pub(crate) async fn eventually<F: Future<Output = bool>>(
+    what: &str,
+    limit: Duration,
+    mut condition: impl FnMut() -> F,
+) {
+    let started = Instant::now();
+    while !condition().await {
+        assert!(started.elapsed() < limit, "not within {limit:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+pub(crate) async fn count(db: &Db, sql: &'static str) -> i64 {
+    sqlx::query_scalar(sql).fetch_one(db).await.unwrap()
+}
