@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 
+use crate::bench;
 use crate::failure::{Failure, Result};
 use crate::process::{self, announce};
 use crate::servers;
@@ -48,6 +49,8 @@ enum Step {
     Layering,
     /// Clippy on everything, warnings are errors
     Clippy,
+    /// The benches: clippy, and the tests of their harness
+    Bench,
     /// Documentation builds without a warning
     Docs,
     /// cargo-deny: banned crates, duplicates, licences, sources
@@ -89,7 +92,14 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 impl Step {
     fn run(self, workspace: &Workspace, options: &Options) -> Result<Outcome> {
         match self {
-            Self::Fmt => process::run(process::cargo().args(["fmt", "--all", "--check"]))?,
+            Self::Fmt => {
+                process::run(process::cargo().args(["fmt", "--all", "--check"]))?;
+                process::run(process::cargo().args([
+                    "fmt",
+                    "--manifest-path=bench/Cargo.toml",
+                    "--check",
+                ]))?;
+            }
             Self::Clippy => process::run(process::cargo().args([
                 "clippy",
                 "--workspace",
@@ -99,6 +109,16 @@ impl Step {
                 "-D",
                 "warnings",
             ]))?,
+            Self::Bench => {
+                process::run(bench::cargo(workspace, "clippy").args([
+                    "--all-targets",
+                    "--locked",
+                    "--",
+                    "-D",
+                    "warnings",
+                ]))?;
+                process::run(&mut bench::cargo(workspace, "test"))?;
+            }
             Self::Docs => process::run(
                 process::cargo()
                     .args(["doc", "--workspace", "--no-deps", "--all-features"])

@@ -10,6 +10,7 @@
     reason = "a command line tool speaks by printing"
 )]
 
+mod bench;
 mod ci;
 mod failure;
 mod process;
@@ -38,12 +39,14 @@ struct Arguments {
 enum Command {
     Test(test::Options),
     Ci(ci::Options),
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Test(options) => test::run(&options),
         Command::Ci(options) => ci::run(&options),
+        Command::Bench(options) => bench::run(&options),
     };
     match outcome {
         Ok(code) => code,

@@ -1,0 +1,73 @@
+//! Benchmarks of the SDK against its peers: one file per bench, [`harness`] beneath them all.
+
+mod harness;
+mod metrics;
+mod testkit;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+
+/// Run by `cargo xtask bench`.
+#[derive(Debug, Parser)]
+struct Arguments {
+    bench: Bench,
+
+    /// Rounds that count; at least seven
+    #[arg(long)]
+    rounds: usize,
+
+    /// Where the JSON lines go
+    #[arg(long)]
+    output: PathBuf,
+
+    /// This is the process that was started with what `sqlx::test` takes from its environment
+    #[arg(long, hide = true)]
+    inner: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Bench {
+    Metrics,
+    Testkit,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: &Arguments) -> harness::Result<()> {
+    let rows = match arguments.bench {
+        Bench::Metrics => metrics::run(arguments.rounds).await?,
+        Bench::Testkit if !arguments.inner => return again(&testkit::url().await?).await,
+        Bench::Testkit => testkit::run(arguments.rounds).await?,
+    };
+    println!("\n{}", harness::table(&rows));
+    harness::write_lines(&rows, &arguments.output)?;
+    println!("{}", arguments.output.display());
+    Ok(())
+}
+
+/// The same command once more, in a process whose environment names the database server.
+async fn again(url: &str) -> harness::Result<()> {
+    let status = tokio::process::Command::new(std::env::current_exe()?)
+        .args(std::env::args_os().skip(1))
+        .arg("--inner")
+        .env("DATABASE_URL", url)
+        .status()
+        .await?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err("the inner process failed, see above".into())
+    }
+}
