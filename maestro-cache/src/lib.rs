@@ -1,1 +1,66 @@
-//! To be filled by its issue.
+//! Redis for Maestro services: a typed cache in two levels that is right when Redis is gone.
+//!
+//! Values are kept in process memory and in Redis, under the service's prefix. Process memory is kept
+//! coherent by the server, which pushes what has changed; loads run once however many callers wait;
+//! what was invalidated while it was loaded never reaches Redis; and while Redis is away the service
+//! goes on.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use std::time::Duration;
+//!
+//! use maestro_cache::{Cache, CacheConfig};
+//! # #[derive(serde::Serialize, serde::Deserialize)] struct Report { id: u64 }
+//! # async fn load(id: u64) -> Result<Report, std::io::Error> { Ok(Report { id }) }
+//!
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let environment = maestro_config::Environment::load()?;
+//! let cache = Cache::connect(environment.read::<CacheConfig>()?).await?;
+//! let reports = cache
+//!     .region::<Report>("report")
+//!     .ttl(Duration::from_mins(5))
+//!     .stale_for(Duration::from_hours(1))
+//!     .build()?;
+//!
+//! let report: Arc<Report> = reports
+//!     .entry(7_u64)
+//!     .tag("project-7")
+//!     .get_or_load(|| load(7))
+//!     .await?;
+//! reports.put(7_u64, report).await?;
+//! reports.remove(7_u64).await?;
+//! cache.invalidate_tag("project-7").await?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod backoff;
+mod breaker;
+mod builder;
+mod client;
+mod clock;
+mod codec;
+mod coherence;
+mod config;
+mod connection;
+mod envelope;
+mod error;
+mod flight;
+mod journal;
+mod key;
+mod link;
+mod load;
+mod marker;
+mod mender;
+mod read;
+mod region;
+mod scripts;
+mod server;
+mod tracking;
+
+pub use builder::{RegionBuilder, WhenDown};
+pub use client::{Cache, Outcome};
+pub use config::CacheConfig;
+pub use error::{Error, ErrorKind};
+pub use key::EntryId;
+pub use region::{Entry, Region};

@@ -1,0 +1,285 @@
+//! One connection to the server: the only file that names the driver's connection.
+
+use std::sync::Once;
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
+use redis::{
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, IntoConnectionInfo,
+    ProtocolVersion, PushInfo, PushKind, RedisConnectionInfo, RedisError, TlsCertificates, Value,
+};
+use tokio::time::{Instant, timeout_at};
+
+use crate::config::{CacheConfig, Tls};
+use crate::error::{Error, ErrorKind};
+
+/// Commands queued for the socket before callers wait: enough that a burst of a thousand tasks is
+/// written in few system calls, and still bounded.
+const QUEUE: usize = 1_024;
+/// The kernel asks a silent peer after this long; our own deadlines notice sooner while in use.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+
+/// What the server, or the loss of it, tells unasked.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// These keys have changed.
+    Invalidated(Vec<Vec<u8>>),
+    /// Some database was flushed.
+    Flushed,
+    /// A message of a channel.
+    Message { channel: Vec<u8>, payload: Vec<u8> },
+    /// The connection is gone.
+    Lost,
+}
+
+/// Why a command brought no value.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// No answer by the deadline. Whether the server ran the command is not known.
+    Timeout,
+    /// The connection is gone. Whether the server ran the command is not known.
+    Lost(RedisError),
+    /// The server answered with an error.
+    Refused(RedisError),
+}
+
+/// An open connection; clones share it, and it closes with the last of them.
+#[derive(Clone, Debug)]
+pub(crate) struct Connection(MultiplexedConnection);
+
+impl Connection {
+    /// Opens a connection and has it answer once, all within `deadline`. `on_event` is called from
+    /// the task that reads the socket, in the order of the wire: it must not block.
+    pub(crate) async fn open(
+        config: &CacheConfig,
+        deadline: Instant,
+        on_event: impl Fn(Event) + Send + Sync + 'static,
+    ) -> Result<Self, Error> {
+        let attempt = async {
+            let client = client(config).await?;
+            let options = AsyncConnectionConfig::new()
+                .set_connection_timeout(None)
+                .set_response_timeout(None)
+                .set_pipeline_buffer_size(QUEUE)
+                .set_push_sender(move |push: PushInfo| {
+                    if let Some(event) = event(push) {
+                        on_event(event);
+                    }
+                    Ok::<(), std::convert::Infallible>(())
+                });
+            let connection = client
+                .get_multiplexed_async_connection_with_config(&options)
+                .await
+                .map_err(|error| refusal("connect", config, error))?;
+            Ok(Self(connection))
+        };
+        match timeout_at(deadline, attempt).await {
+            Ok(opened) => opened,
+            Err(_) => Err(Error::new(
+                ErrorKind::Timeout,
+                format!(
+                    "no connection to Redis at {} within {:?}: check that it runs and that nothing between drops packets",
+                    config.server(),
+                    config.connect_timeout
+                ),
+            )),
+        }
+    }
+
+    /// Sends one command and waits for its answer until `deadline`.
+    ///
+    /// Dropping the future does not take the command back.
+    pub(crate) async fn send(&self, command: &Cmd, deadline: Instant) -> Result<Value, Failure> {
+        let mut connection = self.0.clone();
+        match timeout_at(deadline, connection.send_packed_command(command)).await {
+            Ok(Ok(value)) => value.extract_error().map_err(Failure::Refused),
+            Ok(Err(error)) if error.code().is_some() => Err(Failure::Refused(error)),
+            Ok(Err(error)) => Err(Failure::Lost(error)),
+            Err(_) => Err(Failure::Timeout),
+        }
+    }
+}
+
+async fn client(config: &CacheConfig) -> Result<Client, Error> {
+    let address = match &config.tls {
+        None => ConnectionAddr::Tcp(config.host.clone(), config.port),
+        Some(_) => ConnectionAddr::TcpTls {
+            host: config.host.clone(),
+            port: config.port,
+            insecure: false,
+            tls_params: None,
+        },
+    };
+    let mut login = RedisConnectionInfo::default()
+        .set_protocol(ProtocolVersion::RESP3)
+        .set_db(i64::from(config.database))
+        .set_lib_name("maestro-cache", env!("CARGO_PKG_VERSION"));
+    if let Some(username) = &config.username {
+        login = login.set_username(username);
+    }
+    if let Some(password) = &config.password {
+        login = login.set_password(password.expose());
+    }
+    let socket = TcpSettings::default()
+        .set_nodelay(true)
+        .set_keepalive(TcpKeepalive::new().with_time(KEEPALIVE));
+    let unusable = |error: RedisError| {
+        Error::with_source(
+            ErrorKind::Config,
+            format!(
+                "Redis at {} cannot be used as configured: check MAESTRO_CACHE_URL and MAESTRO_CACHE_TLS_*",
+                config.server()
+            ),
+            error,
+        )
+    };
+    let info = address
+        .into_connection_info()
+        .map_err(unusable)?
+        .set_tcp_settings(socket)
+        .set_redis_settings(login);
+    match &config.tls {
+        None => Client::open(info).map_err(unusable),
+        Some(files) => {
+            install_crypto();
+            let certificates = certificates(files).await?;
+            Client::build_with_tls(info, certificates).map_err(unusable)
+        }
+    }
+}
+
+/// Read at every connection: renewed certificates are picked up without a restart.
+async fn certificates(files: &Tls) -> Result<TlsCertificates, Error> {
+    let files = files.clone();
+    let read = move || -> Result<TlsCertificates, Error> {
+        let read = |variable: &str, path: &std::path::Path| {
+            std::fs::read(path).map_err(|error| {
+                Error::with_source(
+                    ErrorKind::Config,
+                    format!("{variable} names {}, which cannot be read", path.display()),
+                    error,
+                )
+            })
+        };
+        let root_cert = files
+            .ca
+            .as_deref()
+            .map(|path| read("MAESTRO_CACHE_TLS_CA", path))
+            .transpose()?;
+        let client_tls = match (files.cert.as_deref(), files.key.as_deref()) {
+            (Some(cert), Some(key)) => Some(ClientTlsConfig {
+                client_cert: read("MAESTRO_CACHE_TLS_CERT", cert)?,
+                client_key: read("MAESTRO_CACHE_TLS_KEY", key)?,
+            }),
+            _ => None,
+        };
+        Ok(TlsCertificates {
+            client_tls,
+            root_cert,
+        })
+    };
+    match tokio::task::spawn_blocking(read).await {
+        Ok(certificates) => certificates,
+        Err(stopped) => Err(Error::with_source(
+            ErrorKind::Unavailable,
+            "reading the TLS files was stopped: the runtime is shutting down",
+            stopped,
+        )),
+    }
+}
+
+/// rustls needs one provider for the process; a service that installed its own keeps it.
+fn install_crypto() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        if rustls::crypto::CryptoProvider::get_default().is_none() {
+            // An error means that another thread was first, which is as good.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        }
+    });
+}
+
+fn event(push: PushInfo) -> Option<Event> {
+    match push.kind {
+        PushKind::Disconnection => Some(Event::Lost),
+        PushKind::Invalidate => match push.data.into_iter().next() {
+            Some(Value::Array(keys)) => {
+                let keys = keys.into_iter().filter_map(bytes).collect();
+                Some(Event::Invalidated(keys))
+            }
+            _ => Some(Event::Flushed),
+        },
+        PushKind::Message => {
+            let mut data = push.data.into_iter();
+            let channel = data.next().and_then(bytes)?;
+            let payload = data.next().and_then(bytes)?;
+            Some(Event::Message { channel, payload })
+        }
+        _ => None,
+    }
+}
+
+/// The bytes of a string answer.
+pub(crate) fn bytes(value: Value) -> Option<Vec<u8>> {
+    match value {
+        Value::BulkString(bytes) => Some(bytes),
+        Value::SimpleString(text) => Some(text.into_bytes()),
+        _ => None,
+    }
+}
+
+/// What a refusal of the server means to the caller, and what to look at.
+pub(crate) fn refusal(operation: &str, config: &CacheConfig, error: RedisError) -> Error {
+    let user = config.username.as_deref().unwrap_or("default");
+    let (kind, advice) = match error.code() {
+        Some("NOPERM") => (
+            ErrorKind::Denied,
+            format!(
+                "the rules of user `{user}` do not allow it; they must allow `~{prefix}*` and `&{prefix}*`",
+                prefix = config.prefix
+            ),
+        ),
+        Some("WRONGPASS" | "NOAUTH") => (
+            ErrorKind::Credentials,
+            format!(
+                "user `{user}` or its password was refused; check MAESTRO_CACHE_URL and MAESTRO_CACHE_PASSWORD"
+            ),
+        ),
+        Some("OOM") => (
+            ErrorKind::OutOfMemory,
+            "the server has no memory left; raise `maxmemory` or set an eviction policy".to_owned(),
+        ),
+        Some("LOADING" | "MASTERDOWN" | "BUSY") => (
+            ErrorKind::Loading,
+            "the server is not ready to answer; it will be when its data is loaded".to_owned(),
+        ),
+        Some("READONLY" | "UNBLOCKED") => (
+            ErrorKind::ReadOnly,
+            "the server is a replica; wait for the failover, or point MAESTRO_CACHE_URL at the primary"
+                .to_owned(),
+        ),
+        Some("WRONGTYPE") => (
+            ErrorKind::WrongType,
+            "the key holds another type; something else writes below this prefix".to_owned(),
+        ),
+        Some(code) => (ErrorKind::Server, format!("the server answered {code}")),
+        None if error.is_io_error() => (
+            ErrorKind::Unavailable,
+            "the connection failed; check that the server runs and can be reached".to_owned(),
+        ),
+        None => (
+            ErrorKind::Server,
+            "the answer was not understood; check that it is a Redis server of version 7 or later"
+                .to_owned(),
+        ),
+    };
+    Error::with_source(
+        kind,
+        format!(
+            "{operation} on Redis at {} failed: {advice}",
+            config.server()
+        ),
+        error,
+    )
+}

@@ -1,0 +1,331 @@
+//! Loading a value that neither process memory nor Redis holds: once for all who wait, within
+//! deadlines, with a stale value standing in when the load fails.
+
+use std::collections::HashMap;
+use std::error::Error as StdError;
+use std::future::Future;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+use tracing::Instrument;
+
+use crate::builder::WhenDown;
+use crate::clock::{Nanos, nanos};
+use crate::codec::{self, Encoded};
+use crate::coherence::{LocalEntry, Ticket};
+use crate::envelope::{Micros, tags_field};
+use crate::error::{Error, ErrorKind};
+use crate::flight::{Landing, Pilot, Place, wait};
+use crate::read::Found;
+use crate::region::{Entry, Local, RegionInner, check};
+use crate::server::{Stored, Write};
+
+type LoadError = Box<dyn StdError + Send + Sync>;
+
+/// Failed loads that a stale value stands in for, remembered so that a failing origin is not asked
+/// by every caller.
+#[derive(Debug, Default)]
+pub(crate) struct Failures(Mutex<HashMap<Box<str>, Nanos>>);
+
+/// Failures remembered; beyond that the oldest knowledge goes.
+const MAX_FAILURES: usize = 10_000;
+
+impl Failures {
+    fn note(&self, id: &str, retry_at: Nanos, now: Nanos) {
+        let mut failures = self.0.lock();
+        if failures.len() >= MAX_FAILURES {
+            failures.retain(|_, retry_at| *retry_at > now);
+        }
+        if failures.len() < MAX_FAILURES {
+            failures.insert(id.into(), retry_at);
+        }
+    }
+
+    fn is_pausing(&self, id: &str, now: Nanos) -> bool {
+        self.0
+            .lock()
+            .get(id)
+            .is_some_and(|retry_at| now < *retry_at)
+    }
+
+    fn forget(&self, id: &str) {
+        self.0.lock().remove(id);
+    }
+}
+
+impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Entry<'_, T> {
+    pub(crate) async fn load<F, Fut>(
+        self,
+        optional: bool,
+        loader: F,
+    ) -> Result<Option<Arc<T>>, Error>
+    where
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future<Output = Result<Option<T>, LoadError>> + Send + 'static,
+    {
+        let region = &self.region.0;
+        let id = self.id.as_str();
+        let inner = region.inner();
+        let now = inner.clock.now();
+        let suspect = match region.local(id, now) {
+            Local::Hit(value) if optional || value.is_some() => return Ok(value),
+            Local::Suspect { entry, value } if optional || value.is_some() => {
+                if now < entry.fresh_until && !inner.server.link.is_up() {
+                    return Ok(value);
+                }
+                Some((entry, value))
+            }
+            _ => None,
+        };
+        check(id, &self.tags)?;
+        let slots: Vec<_> = self
+            .tags
+            .iter()
+            .map(|tag| inner.coherence.tags.slot(tag))
+            .collect();
+        let place = region.flights.join(
+            id,
+            optional,
+            |ticket| inner.coherence.is_current(ticket, &region.state),
+            || inner.coherence.ticket(&region.state, id, &slots, now),
+        );
+        let flight = match place {
+            Place::Passenger(flight) => flight,
+            Place::Pilot(flight, pilot) => {
+                let task = Load {
+                    region: Arc::clone(region),
+                    id: id.into(),
+                    tags: self.tags.clone(),
+                    ticket: flight.ticket.clone(),
+                    optional,
+                    pilot,
+                };
+                let work = task
+                    .run(suspect, loader)
+                    .instrument(tracing::Span::current());
+                inner.tasks.spawn(work);
+                flight
+            }
+        };
+        match wait(flight.subscribe(), region.options.soft_timeout).await {
+            Landing::Result(result) => result,
+            Landing::Stale(value) => Ok(Some(value)),
+        }
+    }
+}
+
+/// One load, in a task of its own.
+struct Load<T> {
+    region: Arc<RegionInner<T>>,
+    id: Box<str>,
+    tags: Vec<String>,
+    ticket: Ticket,
+    optional: bool,
+    pilot: Pilot<T>,
+}
+
+impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Load<T> {
+    async fn run<F, Fut>(self, suspect: Option<(LocalEntry, Option<Arc<T>>)>, loader: F)
+    where
+        F: FnOnce() -> Fut + Send,
+        Fut: Future<Output = Result<Option<T>, LoadError>> + Send,
+    {
+        let inner = self.region.inner();
+        let mut stale = suspect.as_ref().and_then(|(_, value)| value.clone());
+        let mut up = inner.server.link.is_up();
+        if up {
+            let current = suspect
+                .as_ref()
+                .filter(|(entry, _)| inner.clock.now() < entry.fresh_until);
+            match self
+                .region
+                .read(&self.id, &self.tags, suspect.as_ref())
+                .await
+            {
+                Ok(Found::Current(value)) if self.optional || value.is_some() => {
+                    return self.pilot.finish(Ok(value));
+                }
+                Ok(Found::Stale(value)) => stale = Some(value),
+                Ok(Found::Current(_) | Found::Invalidated) => stale = None,
+                Ok(Found::Nothing) => {}
+                Err(error) => {
+                    tracing::debug!(%error, "loading without Redis");
+                    up = false;
+                    if let Some((_, value)) = current {
+                        return self.pilot.finish(Ok(value.clone()));
+                    }
+                }
+            }
+        }
+        if let Some(stale) = &stale {
+            self.pilot.offer_stale(stale);
+            let pausing = self.region.failures.is_pausing(&self.id, inner.clock.now());
+            let rather_stale = matches!(self.region.options.when_down, WhenDown::ServeStale { .. });
+            if pausing || (!up && rather_stale) {
+                return self.pilot.finish(Ok(Some(Arc::clone(stale))));
+            }
+        }
+        if !up && self.region.options.when_down == WhenDown::Fail {
+            return self.pilot.finish(Err(Error::new(
+                ErrorKind::Unavailable,
+                format!(
+                    "a value of region `{}` was not loaded: Redis at {} is away, and the region says to fail then",
+                    self.region.state.name,
+                    inner.server.link.config.server()
+                ),
+            )));
+        }
+        match self.load(up, loader).await {
+            Ok((value, began)) => {
+                self.region.failures.forget(&self.id);
+                let value = value.map(Arc::new);
+                self.pilot.finish(Ok(value.clone()));
+                self.store(value, began).await;
+            }
+            Err(error) => match stale {
+                Some(value) => {
+                    tracing::warn!(region = %self.region.state.name, %error, "a load failed; a stale value stands in");
+                    let now = inner.clock.now();
+                    let retry_at =
+                        now.saturating_add(nanos(self.region.options.retry_failed_after));
+                    self.region.failures.note(&self.id, retry_at, now);
+                    self.pilot.finish(Ok(Some(value)));
+                }
+                None => self.pilot.finish(Err(error)),
+            },
+        }
+    }
+
+    /// Calls the loader, under the deadline and within the number of loads allowed.
+    async fn load<F, Fut>(&self, up: bool, loader: F) -> Result<(Option<T>, Option<Micros>), Error>
+    where
+        F: FnOnce() -> Fut + Send,
+        Fut: Future<Output = Result<Option<T>, LoadError>> + Send,
+    {
+        let region = &self.region;
+        let limit = region.options.load_timeout;
+        let deadline = Instant::now() + limit;
+        let permits: &Semaphore = if up {
+            &region.loads
+        } else {
+            &region.loads_when_down
+        };
+        let permit = timeout_at(deadline, permits.acquire()).await;
+        let Ok(Ok(_permit)) = permit else {
+            return Err(Error::new(
+                ErrorKind::Overloaded,
+                format!(
+                    "a value of region `{}` was not loaded within {limit:?}: too many loads were running; look at how long they take",
+                    region.state.name
+                ),
+            ));
+        };
+        // After the wait for a permit: the earlier it is, the more invalidations refuse the value.
+        let began = if up {
+            let markers = region.markers(&self.tags);
+            region.inner().server.begin(&markers).await.ok()
+        } else {
+            None
+        };
+        match timeout_at(deadline, loader()).await {
+            Ok(Ok(value)) => Ok((value, began)),
+            Ok(Err(error)) => Err(Error::with_source(
+                ErrorKind::Load,
+                format!(
+                    "a value of region `{}` could not be loaded",
+                    region.state.name
+                ),
+                error,
+            )),
+            Err(_) => Err(Error::new(
+                ErrorKind::Timeout,
+                format!(
+                    "a value of region `{}` was not loaded within {limit:?}: look at what its loader waits for, or raise `load_timeout`",
+                    region.state.name
+                ),
+            )),
+        }
+    }
+
+    /// Stores what was loaded, unless it was invalidated meanwhile.
+    async fn store(&self, value: Option<Arc<T>>, began: Option<Micros>) {
+        let region = &self.region;
+        let inner = region.inner();
+        let ttl = match &value {
+            Some(_) => region.options.ttl,
+            None => region.options.absent_ttl,
+        };
+        let ttl = region.jittered(ttl);
+        let encoded = match &value {
+            None => Ok(Encoded::absent()),
+            Some(value) => codec::encode(
+                &region.state.name,
+                value.as_ref(),
+                region.options.max_value_bytes,
+            ),
+        };
+        let encoded = match encoded {
+            Ok(encoded) => encoded,
+            Err(error) => {
+                tracing::warn!(%error, "a loaded value is not cached");
+                return;
+            }
+        };
+        let stored = match began {
+            None => None,
+            Some(began) => {
+                let write = Write {
+                    entry: &region.key(&self.id),
+                    markers: &region.markers(&self.tags),
+                    began: Some(began),
+                    letters: encoded.letters(),
+                    ttl,
+                    stale_for: value
+                        .as_ref()
+                        .map_or(std::time::Duration::ZERO, |_| region.options.stale_for),
+                    tags: &tags_field(&self.tags),
+                    payload: &encoded.payload,
+                    longest_load: region.options.load_timeout,
+                };
+                Some(inner.server.store(write).await)
+            }
+        };
+        match stored {
+            Some(Ok(Stored::At(_))) => {}
+            Some(Ok(refused)) => {
+                tracing::debug!(region = %region.state.name, ?refused, "a loaded value was not stored");
+            }
+            Some(Err(error)) if !error.kind().is_outage() => {
+                tracing::warn!(region = %region.state.name, %error, "a loaded value was not stored");
+            }
+            // Redis is away: the value serves this process until it is back or a minute has passed.
+            None | Some(Err(_)) => self.keep_unverified(value, &encoded, ttl),
+        }
+    }
+
+    fn keep_unverified(&self, value: Option<Arc<T>>, encoded: &Encoded, ttl: std::time::Duration) {
+        let inner = self.region.inner();
+        let now = inner.clock.now();
+        let fresh_until = now.saturating_add(nanos(ttl));
+        let slots = self
+            .tags
+            .iter()
+            .map(|tag| inner.coherence.tags.slot(tag))
+            .collect();
+        self.region.keep(
+            &self.id,
+            &self.ticket,
+            value,
+            inner.clock.server_now(now),
+            fresh_until,
+            fresh_until.saturating_add(nanos(self.region.options.stale_for)),
+            slots,
+            encoded.payload.len(),
+            false,
+        );
+    }
+}

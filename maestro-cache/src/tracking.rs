@@ -1,0 +1,127 @@
+//! The connection that brings invalidations: one for the process, with a heartbeat that renews the
+//! lease on what is served from memory.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff;
+use crate::clock::nanos;
+use crate::coherence::Coherence;
+use crate::connection::{Connection, Event};
+use crate::key::Keyspace;
+use crate::link::Link;
+use crate::server::parse_time;
+
+/// Between two heartbeats. With the deadline of one heartbeat it is the bound on how old a value
+/// served from memory can be after its invalidation has finished elsewhere.
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// Keeps the connection alive and the coherence state informed until `stop`.
+pub(crate) async fn run(
+    link: Arc<Link>,
+    keys: Keyspace,
+    coherence: Arc<Coherence>,
+    stop: CancellationToken,
+) {
+    let mut attempt = 0;
+    let mut since = Instant::now();
+    loop {
+        let lost = Arc::new(Notify::new());
+        let on_event = listener(&link, &keys, &coherence, &lost);
+        let opened = tokio::select! {
+            () = stop.cancelled() => return,
+            opened = open(&link, &keys, on_event) => opened,
+        };
+        if let Ok(connection) = opened {
+            coherence.connected();
+            attempt = 0;
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = lost.notified() => {}
+                () = beat(&link, &coherence, &connection) => {}
+            }
+            coherence.disconnected();
+            if stop.is_cancelled() {
+                return;
+            }
+            since = Instant::now();
+        } else {
+            attempt += 1;
+        }
+        let pause = backoff::pause(attempt, since.elapsed(), fastrand::f64());
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = sleep(pause) => {}
+        }
+    }
+}
+
+fn listener(
+    link: &Arc<Link>,
+    keys: &Keyspace,
+    coherence: &Arc<Coherence>,
+    lost: &Arc<Notify>,
+) -> impl Fn(Event) + Send + Sync + 'static {
+    let (link, keys) = (Arc::clone(link), keys.clone());
+    let (coherence, lost) = (Arc::clone(coherence), Arc::clone(lost));
+    move |event| match event {
+        Event::Invalidated(names) => {
+            let now = link.clock.now();
+            for what in names.iter().filter_map(|name| keys.parse(name)) {
+                coherence.invalidate(what, now);
+            }
+        }
+        Event::Flushed => coherence.flushed(),
+        Event::Lost => {
+            coherence.disconnected();
+            lost.notify_one();
+        }
+        Event::Message { .. } => {}
+    }
+}
+
+async fn open(
+    link: &Link,
+    keys: &Keyspace,
+    on_event: impl Fn(Event) + Send + Sync + 'static,
+) -> Result<Connection, ()> {
+    let deadline = Instant::now() + link.config.connect_timeout;
+    let connection = Connection::open(&link.config, deadline, on_event)
+        .await
+        .map_err(|error| tracing::debug!(%error, "no connection for invalidations"))?;
+    let mut command = redis::cmd("CLIENT");
+    command.arg("TRACKING").arg("ON").arg("BCAST");
+    for prefix in keys.tracked() {
+        command.arg("PREFIX").arg(prefix);
+    }
+    connection
+        .send(&command, deadline)
+        .await
+        .map_err(|failure| {
+            tracing::warn!(
+                ?failure,
+                "the server refused to track keys: nothing is served from memory"
+            );
+        })?;
+    Ok(connection)
+}
+
+/// Renews the lease until a heartbeat goes unanswered.
+async fn beat(link: &Link, coherence: &Coherence, connection: &Connection) {
+    let timeout = link.config.command_timeout;
+    let command = redis::cmd("TIME");
+    loop {
+        let sent = link.clock.now();
+        let answer = connection.send(&command, Instant::now() + timeout).await;
+        let Some(time) = answer.ok().and_then(|value| parse_time(&value)) else {
+            return;
+        };
+        link.clock.heard(time);
+        coherence.lease(sent.saturating_add(nanos(HEARTBEAT + timeout)));
+        sleep(HEARTBEAT).await;
+    }
+}
