@@ -9,6 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -20,9 +21,9 @@ use crate::error::{Error, ErrorKind};
 use crate::journal::{Deferred, Journal};
 use crate::key::{self, EntryId, Invalidated, Keyspace, Marker};
 use crate::link::Link;
+use crate::mender;
 use crate::region::{Region, RegionInner};
 use crate::server::Server;
-use crate::{mender, tracking};
 
 /// How far a change has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,14 +112,16 @@ impl Cache {
         let connections = config.connections;
         let link = Arc::new(Link::new(config, Arc::clone(&clock)));
         let server = Server::new(Arc::clone(&link));
+        let (tracking, mut tracked) = watch::channel(false);
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         for index in 0..connections {
             tasks.spawn(Arc::clone(&link).supervise(index, stop.clone()));
         }
-        tasks.spawn(tracking::run(
+        tasks.spawn(crate::tracking::run(
             Arc::clone(&link),
             keys.clone(),
             Arc::clone(&coherence),
+            tracking,
             stop.clone(),
         ));
         tasks.spawn(mender::run(
@@ -137,7 +140,13 @@ impl Cache {
             stop,
             regions: Mutex::default(),
         }));
-        link.settled(connect_timeout).await;
+        let first_attempts = async {
+            link.settled().await;
+            // Gone only when the runtime is shutting down.
+            let _ = tracked.wait_for(|settled| *settled).await;
+        };
+        // What is not connected in time goes on connecting.
+        let _ = tokio::time::timeout(connect_timeout, first_attempts).await;
         match link.last_error() {
             Some(error) if error.kind() == ErrorKind::Config => Err(error),
             _ => Ok(cache),

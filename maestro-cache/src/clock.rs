@@ -22,7 +22,7 @@ impl Clock {
     pub(crate) fn start() -> Self {
         let system = SystemTime::now()
             .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| micros(since));
+            .map_or(0, micros);
         Self {
             base: Instant::now(),
             offset: AtomicI64::new(i64::try_from(system).unwrap_or(0)),

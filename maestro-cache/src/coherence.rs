@@ -12,7 +12,7 @@
 
 use std::any::Any;
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -75,8 +75,6 @@ pub(crate) struct Ticket {
     stripe: usize,
     generation: u64,
     region_epoch: u64,
-    /// The connection's epoch, for markers.
-    pub(crate) epoch: u64,
     taken: Nanos,
     tags: Vec<(Arc<MarkerSlot>, u64)>,
 }
@@ -322,7 +320,6 @@ impl Coherence {
             stripe,
             generation: *self.stripe(stripe).lock(),
             region_epoch: region.epoch.load(Ordering::Acquire),
-            epoch: self.epoch.load(Ordering::Acquire),
             taken: now,
             tags: tags
                 .iter()
@@ -387,9 +384,8 @@ impl Coherence {
     }
 
     fn stripe_of(&self, key: &LocalKeyRef<'_>) -> usize {
-        let mut hasher = self.hasher.build_hasher();
-        key.hash(&mut hasher);
-        usize::try_from(hasher.finish() % STRIPES as u64).unwrap_or(0)
+        let hash = self.hasher.hash_one(key);
+        usize::try_from(hash % STRIPES as u64).unwrap_or(0)
     }
 
     /// An index is always the remainder of a division by the length.

@@ -1,34 +1,94 @@
-//! One load at a time for a key: whoever comes while it runs waits for its result.
+//! One load at a time for a key: whoever comes while it runs waits for its result, unless the key
+//! was invalidated since it began.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::coherence::Ticket;
+use crate::envelope::Micros;
 use crate::error::{Error, ErrorKind};
+
+/// How far a flight is.
+#[derive(Debug)]
+pub(crate) enum Phase<T> {
+    /// Redis is asked first.
+    Reading,
+    /// The loader runs, since this time of the server; `None` when the server is away.
+    Loading(Option<Micros>),
+    Done(Result<Option<Arc<T>>, Error>),
+}
 
 /// What a flight has brought so far.
 #[derive(Debug)]
 pub(crate) struct Progress<T> {
     /// A value past its lifetime, for those who do not want to wait.
-    pub(crate) stale: Option<Arc<T>>,
-    pub(crate) done: Option<Result<Option<Arc<T>>, Error>>,
+    stale: Option<Arc<T>>,
+    phase: Phase<T>,
 }
 
 /// A load under way.
 #[derive(Debug)]
 pub(crate) struct Flight<T> {
-    /// Taken when it began: who comes after an invalidation does not join it.
-    pub(crate) ticket: Ticket,
+    /// Taken before the load began, or when it was last found to be newer than any invalidation.
+    ticket: Mutex<Ticket>,
     progress: watch::Receiver<Progress<T>>,
+    /// Held by the one caller that asks Redis whether the flight may still be joined.
+    pub(crate) verifying: tokio::sync::Mutex<()>,
 }
 
 impl<T> Flight<T> {
-    pub(crate) fn subscribe(&self) -> watch::Receiver<Progress<T>> {
-        self.progress.clone()
+    pub(crate) fn ticket(&self) -> Ticket {
+        self.ticket.lock().clone()
     }
+
+    pub(crate) fn renew(&self, ticket: Ticket) {
+        *self.ticket.lock() = ticket;
+    }
+
+    /// When the load began, once that is known; `None` when the flight is over, or flies without
+    /// the server.
+    pub(crate) async fn began(&self) -> Option<Micros> {
+        let mut progress = self.progress.clone();
+        let known = progress.wait_for(|progress| !matches!(progress.phase, Phase::Reading));
+        match known.await.ok()?.phase {
+            Phase::Loading(began) => began,
+            Phase::Reading | Phase::Done(_) => None,
+        }
+    }
+
+    /// Waits for the result. Past `soft` a stale value is taken instead, if there is one.
+    pub(crate) async fn landing(&self, soft: Option<Duration>) -> Landing<T> {
+        let mut progress = self.progress.clone();
+        let done = |progress: &Progress<T>| matches!(progress.phase, Phase::Done(_));
+        if let Some(soft) = soft {
+            let late = tokio::time::timeout(soft, progress.wait_for(done))
+                .await
+                .is_err();
+            if late && let Some(stale) = progress.borrow().stale.clone() {
+                return Landing::Stale(stale);
+            }
+        }
+        match progress.wait_for(done).await.as_deref() {
+            Ok(Progress {
+                phase: Phase::Done(result),
+                ..
+            }) => Landing::Result(result.clone()),
+            _ => Landing::Result(Err(Error::new(
+                ErrorKind::Load,
+                "the load ended without a result: its loader panicked, or the process is shutting down",
+            ))),
+        }
+    }
+}
+
+/// How a wait ended.
+pub(crate) enum Landing<T> {
+    Result(Result<Option<Arc<T>>, Error>),
+    Stale(Arc<T>),
 }
 
 type Key = (Box<str>, bool);
@@ -65,28 +125,30 @@ pub(crate) struct Pilot<T> {
 }
 
 impl<T> Flights<T> {
-    /// Joins a flight that `may_join`, or starts one with the ticket that `board` takes.
+    /// Joins the flight for this key, unless it is `instead_of`; else starts one with the ticket
+    /// that `board` takes.
     pub(crate) fn join(
         self: &Arc<Self>,
         id: &str,
         optional: bool,
-        may_join: impl Fn(&Ticket) -> bool,
+        instead_of: Option<&Arc<Flight<T>>>,
         board: impl FnOnce() -> Ticket,
     ) -> Place<T> {
         let key = (Box::from(id), optional);
         let mut by_id = self.by_id.lock();
         if let Some(flight) = by_id.get(&key)
-            && may_join(&flight.ticket)
+            && !instead_of.is_some_and(|refused| Arc::ptr_eq(refused, flight))
         {
             return Place::Passenger(Arc::clone(flight));
         }
         let (sender, receiver) = watch::channel(Progress {
             stale: None,
-            done: None,
+            phase: Phase::Reading,
         });
         let flight = Arc::new(Flight {
-            ticket: board(),
+            ticket: Mutex::new(board()),
             progress: receiver,
+            verifying: tokio::sync::Mutex::new(()),
         });
         by_id.insert(key.clone(), Arc::clone(&flight));
         drop(by_id);
@@ -106,9 +168,20 @@ impl<T> Pilot<T> {
             .send_modify(|progress| progress.stale = Some(Arc::clone(value)));
     }
 
+    /// The loader begins; `ticket` was taken before the server was asked for the time.
+    pub(crate) fn loading(&self, ticket: Ticket, began: Option<Micros>) {
+        self.flight.renew(ticket);
+        self.progress
+            .send_modify(|progress| progress.phase = Phase::Loading(began));
+    }
+
     pub(crate) fn finish(&self, result: Result<Option<Arc<T>>, Error>) {
         self.progress
-            .send_modify(|progress| progress.done = Some(result));
+            .send_modify(|progress| progress.phase = Phase::Done(result));
+    }
+
+    pub(crate) fn ticket(&self) -> Ticket {
+        self.flight.ticket()
     }
 }
 
@@ -124,39 +197,6 @@ impl<T> Drop for Pilot<T> {
     }
 }
 
-/// Waits for the result. Past `soft` a stale value is taken instead, if there is one.
-pub(crate) async fn wait<T>(
-    mut progress: watch::Receiver<Progress<T>>,
-    soft: Option<std::time::Duration>,
-) -> Landing<T> {
-    let finished = |progress: &Progress<T>| progress.done.is_some();
-    if let Some(soft) = soft {
-        let late = tokio::time::timeout(soft, progress.wait_for(finished))
-            .await
-            .is_err();
-        if late && let Some(stale) = progress.borrow().stale.clone() {
-            return Landing::Stale(stale);
-        }
-    }
-    match progress.wait_for(finished).await {
-        Ok(progress) => Landing::Result(progress.done.clone().unwrap_or_else(|| Err(crashed()))),
-        Err(_) => Landing::Result(Err(crashed())),
-    }
-}
-
-/// How a wait ended.
-pub(crate) enum Landing<T> {
-    Result(Result<Option<Arc<T>>, Error>),
-    Stale(Arc<T>),
-}
-
-fn crashed() -> Error {
-    Error::new(
-        ErrorKind::Load,
-        "the load ended without a result: its loader panicked, or the process is shutting down",
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -166,17 +206,23 @@ mod tests {
         coherence.ticket(&coherence.region("report"), "1", &[], 0)
     }
 
+    fn start(
+        flights: &Arc<Flights<u8>>,
+        instead_of: Option<&Arc<Flight<u8>>>,
+    ) -> (Arc<Flight<u8>>, Pilot<u8>) {
+        let coherence = Coherence::new(0);
+        match flights.join("1", false, instead_of, || board(&coherence)) {
+            Place::Pilot(flight, pilot) => (flight, pilot),
+            Place::Passenger(_) => panic!("somebody else flies"),
+        }
+    }
+
     #[tokio::test]
     async fn a_loader_that_panics_leaves_an_error_and_no_flight() {
-        let coherence = Coherence::new(0);
-        let flights = Arc::new(Flights::<u8>::default());
-        let Place::Pilot(flight, pilot) = flights.join("1", false, |_| true, || board(&coherence))
-        else {
-            panic!("nobody else flies");
-        };
-        let waiting = wait(flight.subscribe(), None);
+        let flights = Arc::new(Flights::default());
+        let (flight, pilot) = start(&flights, None);
         drop(pilot);
-        let Landing::Result(Err(error)) = waiting.await else {
+        let Landing::Result(Err(error)) = flight.landing(None).await else {
             panic!("there is no value");
         };
         assert_eq!(error.kind(), ErrorKind::Load);
@@ -184,26 +230,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_may_not_join_takes_over_and_the_older_flight_does_not_end_it() {
+    async fn a_flight_that_is_replaced_does_not_end_its_successor() {
+        let flights = Arc::new(Flights::default());
+        let (first, first_pilot) = start(&flights, None);
+        let (second, second_pilot) = start(&flights, Some(&first));
+        drop(first_pilot);
         let coherence = Coherence::new(0);
-        let flights = Arc::new(Flights::<u8>::default());
-        let Place::Pilot(_, first) = flights.join("1", false, |_| true, || board(&coherence))
-        else {
-            panic!("nobody else flies");
-        };
-        let Place::Pilot(second, pilot) = flights.join("1", false, |_| false, || board(&coherence))
-        else {
-            panic!("the first may not be joined");
-        };
-        drop(first);
-        assert!(matches!(
-            flights.join("1", false, |_| true, || board(&coherence)),
-            Place::Passenger(_)
-        ));
-        pilot.finish(Ok(Some(Arc::new(7))));
-        let Landing::Result(Ok(Some(value))) = wait(second.subscribe(), None).await else {
+        let joined = flights.join("1", false, None, || board(&coherence));
+        assert!(matches!(joined, Place::Passenger(flight) if Arc::ptr_eq(&flight, &second)));
+        second_pilot.finish(Ok(Some(Arc::new(7))));
+        let Landing::Result(Ok(Some(value))) = second.landing(None).await else {
             panic!("the load succeeded");
         };
         assert_eq!(*value, 7);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn past_the_soft_deadline_a_stale_value_is_taken_and_the_load_goes_on() {
+        let flights = Arc::new(Flights::default());
+        let (flight, pilot) = start(&flights, None);
+        pilot.offer_stale(&Arc::new(1));
+        let early = flight.landing(Some(Duration::from_millis(10))).await;
+        assert!(matches!(early, Landing::Stale(value) if *value == 1));
+        pilot.finish(Ok(Some(Arc::new(2))));
+        let late = flight.landing(Some(Duration::from_millis(10))).await;
+        assert!(matches!(late, Landing::Result(Ok(Some(value))) if *value == 2));
     }
 }

@@ -149,10 +149,10 @@ impl Journal {
 
 impl Pending {
     fn add_entry(&mut self, region: Arc<str>, id: Box<str>, serial: u64) {
-        if self.regions.contains_key(&region) {
+        if let Some(current) = self.regions.get_mut(&region) {
             // The region's marker is written later than now, so it covers this entry too; its
             // number moves, because the marker may be on its way already.
-            self.regions.insert(region, serial);
+            *current = serial;
             return;
         }
         let full = self.entry_count >= MAX_ENTRIES;

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use redis::{Cmd, Value};
@@ -297,14 +296,13 @@ impl Link {
         }
     }
 
-    /// Waits for the outcome of the first attempt, at most `limit`.
-    pub(crate) async fn settled(&self, limit: Duration) {
+    /// Waits for the outcome of the first attempt.
+    pub(crate) async fn settled(&self) {
         let Some(slot) = self.slots.first() else {
             return;
         };
         let mut state = slot.state.subscribe();
-        let settled = state.wait_for(|state| *state != State::Connecting);
-        // Not connected in time is no error: the supervisor goes on.
-        let _ = timeout_at(Instant::now() + limit, settled).await;
+        // The sender lives as long as this link.
+        let _ = state.wait_for(|state| *state != State::Connecting).await;
     }
 }

@@ -6,6 +6,7 @@ use std::error::Error as StdError;
 use std::future::Future;
 use std::sync::Arc;
 
+use maestro_metrics::Context;
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -16,10 +17,11 @@ use tracing::Instrument;
 use crate::builder::WhenDown;
 use crate::clock::{Nanos, nanos};
 use crate::codec::{self, Encoded};
-use crate::coherence::{LocalEntry, Ticket};
+use crate::coherence::LocalEntry;
 use crate::envelope::{Micros, tags_field};
 use crate::error::{Error, ErrorKind};
-use crate::flight::{Landing, Pilot, Place, wait};
+use crate::flight::{Flight, Landing, Pilot, Place};
+use crate::marker::MarkerSlot;
 use crate::read::Found;
 use crate::region::{Entry, Local, RegionInner, check};
 use crate::server::{Stored, Write};
@@ -87,34 +89,83 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Entry<'_, T> {
             .iter()
             .map(|tag| inner.coherence.tags.slot(tag))
             .collect();
-        let place = region.flights.join(
-            id,
-            optional,
-            |ticket| inner.coherence.is_current(ticket, &region.state),
-            || inner.coherence.ticket(&region.state, id, &slots, now),
-        );
-        let flight = match place {
-            Place::Passenger(flight) => flight,
-            Place::Pilot(flight, pilot) => {
-                let task = Load {
-                    region: Arc::clone(region),
-                    id: id.into(),
-                    tags: self.tags.clone(),
-                    ticket: flight.ticket.clone(),
-                    optional,
-                    pilot,
-                };
-                let work = task
-                    .run(suspect, loader)
-                    .instrument(tracing::Span::current());
-                inner.tasks.spawn(work);
-                flight
-            }
-        };
-        match wait(flight.subscribe(), region.options.soft_timeout).await {
+        let flight = self.board(optional, &slots, suspect, loader).await;
+        match flight.landing(region.options.soft_timeout).await {
             Landing::Result(result) => result,
             Landing::Stale(value) => Ok(Some(value)),
         }
+    }
+
+    /// Joins a load under way, or starts one.
+    async fn board<F, Fut>(
+        &self,
+        optional: bool,
+        slots: &[Arc<MarkerSlot>],
+        suspect: Option<(LocalEntry, Option<Arc<T>>)>,
+        loader: F,
+    ) -> Arc<Flight<T>>
+    where
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future<Output = Result<Option<T>, LoadError>> + Send + 'static,
+    {
+        let region = &self.region.0;
+        let id = self.id.as_str();
+        let inner = region.inner();
+        let mut refused: Option<Arc<Flight<T>>> = None;
+        loop {
+            let board = || {
+                let now = inner.clock.now();
+                inner.coherence.ticket(&region.state, id, slots, now)
+            };
+            match region.flights.join(id, optional, refused.as_ref(), board) {
+                Place::Passenger(flight) => {
+                    if self.may_join(&flight, slots).await {
+                        return flight;
+                    }
+                    refused = Some(flight);
+                }
+                Place::Pilot(flight, pilot) => {
+                    let task = Load {
+                        region: Arc::clone(region),
+                        id: id.into(),
+                        tags: self.tags.clone(),
+                        slots: slots.to_vec(),
+                        optional,
+                        pilot,
+                    };
+                    let work = Context::current().scope(task.run(suspect, loader));
+                    inner.tasks.spawn(work.instrument(tracing::Span::current()));
+                    return flight;
+                }
+            }
+        }
+    }
+
+    /// Whether a load under way began after the last invalidation of the key. Mostly known without
+    /// asking; a marker that was only just made looks like an invalidation, and Redis is asked.
+    async fn may_join(&self, flight: &Flight<T>, slots: &[Arc<MarkerSlot>]) -> bool {
+        let region = &self.region.0;
+        let inner = region.inner();
+        let is_current = || inner.coherence.is_current(&flight.ticket(), &region.state);
+        if is_current() {
+            return true;
+        }
+        let _one_asks = flight.verifying.lock().await;
+        if is_current() {
+            return true;
+        }
+        let Some(began) = flight.began().await else {
+            return false;
+        };
+        let now = inner.clock.now();
+        let id = self.id.as_str();
+        let ticket = inner.coherence.ticket(&region.state, id, slots, now);
+        let newer = region.invalidated_since(id, &self.tags, began).await;
+        let valid = matches!(newer, Ok(false));
+        if valid {
+            flight.renew(ticket);
+        }
+        valid
     }
 }
 
@@ -123,7 +174,7 @@ struct Load<T> {
     region: Arc<RegionInner<T>>,
     id: Box<str>,
     tags: Vec<String>,
-    ticket: Ticket,
+    slots: Vec<Arc<MarkerSlot>>,
     optional: bool,
     pilot: Pilot<T>,
 }
@@ -225,12 +276,18 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Load<T> {
             ));
         };
         // After the wait for a permit: the earlier it is, the more invalidations refuse the value.
+        let inner = region.inner();
+        let now = inner.clock.now();
+        let ticket = inner
+            .coherence
+            .ticket(&region.state, &self.id, &self.slots, now);
         let began = if up {
             let markers = region.markers(&self.tags);
-            region.inner().server.begin(&markers).await.ok()
+            inner.server.begin(&markers).await.ok()
         } else {
             None
         };
+        self.pilot.loading(ticket, began);
         match timeout_at(deadline, loader()).await {
             Ok(Ok(value)) => Ok((value, began)),
             Ok(Err(error)) => Err(Error::with_source(
@@ -311,19 +368,14 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Load<T> {
         let inner = self.region.inner();
         let now = inner.clock.now();
         let fresh_until = now.saturating_add(nanos(ttl));
-        let slots = self
-            .tags
-            .iter()
-            .map(|tag| inner.coherence.tags.slot(tag))
-            .collect();
         self.region.keep(
             &self.id,
-            &self.ticket,
+            &self.pilot.ticket(),
             value,
             inner.clock.server_now(now),
             fresh_until,
             fresh_until.saturating_add(nanos(self.region.options.stale_for)),
-            slots,
+            self.slots.clone(),
             encoded.payload.len(),
             false,
         );

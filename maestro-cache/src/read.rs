@@ -178,6 +178,31 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
         })
     }
 
+    /// Whether Redis knows of an invalidation of this key after `began`.
+    pub(crate) async fn invalidated_since(
+        &self,
+        id: &str,
+        tags: &[String],
+        began: Micros,
+    ) -> Result<bool, Error> {
+        let entry = self.key(id);
+        let markers = self.markers(tags);
+        let keys = std::iter::once(&entry).chain(&markers);
+        let mut values = self.inner().server.get_many(keys).await?.into_iter();
+        let stored = values.next().flatten();
+        let newer = stored
+            .as_deref()
+            .and_then(|bytes| Envelope::parse(bytes).ok())
+            .is_some_and(|envelope| envelope.created > began);
+        let lost_or_newer = |value: Option<Vec<u8>>| {
+            value
+                .as_deref()
+                .and_then(parse_number)
+                .is_none_or(|marker| Micros(marker) >= began)
+        };
+        Ok(newer || values.any(lost_or_newer))
+    }
+
     fn ask_tags(
         &self,
         tags: &[String],

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -20,11 +20,13 @@ use crate::server::parse_time;
 /// served from memory can be after its invalidation has finished elsewhere.
 pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// Keeps the connection alive and the coherence state informed until `stop`.
+/// Keeps the connection alive and the coherence state informed until `stop`; `settled` turns true
+/// with the outcome of the first attempt.
 pub(crate) async fn run(
     link: Arc<Link>,
     keys: Keyspace,
     coherence: Arc<Coherence>,
+    settled: watch::Sender<bool>,
     stop: CancellationToken,
 ) {
     let mut attempt = 0;
@@ -38,6 +40,7 @@ pub(crate) async fn run(
         };
         if let Ok(connection) = opened {
             coherence.connected();
+            settled.send_replace(true);
             attempt = 0;
             tokio::select! {
                 () = stop.cancelled() => {}
@@ -50,6 +53,7 @@ pub(crate) async fn run(
             }
             since = Instant::now();
         } else {
+            settled.send_replace(true);
             attempt += 1;
         }
         let pause = backoff::pause(attempt, since.elapsed(), fastrand::f64());

@@ -1,0 +1,5 @@
+//! The cache against a real server.
+
+mod place;
+
+mod regions;
