@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::builder::{Options, RegionBuilder};
+use crate::builder::CacheBuilder;
 use crate::clock::Clock;
 use crate::coherence::Coherence;
 use crate::config::CacheConfig;
@@ -22,8 +22,11 @@ use crate::journal::{Deferred, Journal};
 use crate::key::{self, EntryId, Invalidated, Keyspace, Marker};
 use crate::link::Link;
 use crate::mender;
+use crate::metrics::Metrics;
+use crate::options::{Options, RegionBuilder};
 use crate::region::{Region, RegionInner};
 use crate::server::Server;
+use maestro_metrics::Registry;
 
 /// How far a change has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +59,7 @@ pub(crate) struct Inner {
     pub(crate) coherence: Arc<Coherence>,
     pub(crate) journal: Arc<Journal>,
     pub(crate) server: Server,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
     regions: Mutex<HashMap<String, Registered>>,
@@ -104,13 +108,24 @@ impl Cache {
     /// # Errors
     /// [`ErrorKind::Config`] for what no waiting can mend.
     pub async fn connect(config: CacheConfig) -> Result<Self, Error> {
+        Self::builder(config).connect().await
+    }
+
+    /// A cache with options.
+    pub fn builder(config: CacheConfig) -> CacheBuilder {
+        CacheBuilder::new(config)
+    }
+
+    pub(crate) async fn start(config: CacheConfig, registry: &Registry) -> Result<Self, Error> {
+        let metrics = Arc::new(Metrics::new(registry, &config));
         let clock = Arc::new(Clock::start());
         let keys = Keyspace::new(&config.prefix);
         let coherence = Arc::new(Coherence::new(config.local_capacity));
-        let journal = Arc::new(Journal::default());
+        metrics.observe_local(&coherence);
+        let journal = Arc::new(Journal::new(metrics.deferred.clone()));
         let connect_timeout = config.connect_timeout;
         let connections = config.connections;
-        let link = Arc::new(Link::new(config, Arc::clone(&clock)));
+        let link = Arc::new(Link::new(config, Arc::clone(&clock), Arc::clone(&metrics)));
         let server = Server::new(Arc::clone(&link));
         let (tracking, mut tracked) = watch::channel(false);
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
@@ -136,6 +151,7 @@ impl Cache {
             coherence,
             journal,
             server,
+            metrics,
             tasks,
             stop,
             regions: Mutex::default(),
@@ -203,6 +219,11 @@ impl Cache {
         self.0.tasks.close();
         // Loads end by their own deadline; what remains after `limit` is theirs to lose.
         let _ = tokio::time::timeout(limit, self.0.tasks.wait()).await;
+    }
+
+    /// The registry metrics are recorded in, to join to another.
+    pub fn registry(&self) -> &Registry {
+        &self.0.metrics.registry
     }
 
     /// The settings in use.

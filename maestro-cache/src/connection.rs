@@ -27,8 +27,6 @@ pub(crate) enum Event {
     Invalidated(Vec<Vec<u8>>),
     /// Some database was flushed.
     Flushed,
-    /// A message of a channel.
-    Message { channel: Vec<u8>, payload: Vec<u8> },
     /// The connection is gone.
     Lost,
 }
@@ -210,12 +208,6 @@ fn event(push: PushInfo) -> Option<Event> {
             }
             _ => Some(Event::Flushed),
         },
-        PushKind::Message => {
-            let mut data = push.data.into_iter();
-            let channel = data.next().and_then(bytes)?;
-            let payload = data.next().and_then(bytes)?;
-            Some(Event::Message { channel, payload })
-        }
         _ => None,
     }
 }

@@ -13,8 +13,6 @@
 //!
 //! The first 40 bytes have a fixed width, so that a script reads them with `GETRANGE`.
 
-use std::fmt;
-
 use serde::Deserialize;
 
 /// A point in time by the server's clock, in microseconds since 1970.
@@ -102,12 +100,13 @@ pub(crate) enum Malformed {
     Damaged,
 }
 
-impl fmt::Display for Malformed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Foreign => "not a value of this layout",
-            Self::Damaged => "a damaged value of this layout",
-        })
+impl Malformed {
+    /// The label.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Foreign => "foreign",
+            Self::Damaged => "damaged",
+        }
     }
 }
 
@@ -175,6 +174,7 @@ fn parse_tags(field: &[u8]) -> Option<Vec<String>> {
 
 /// The whole stored form, as the scripts of the server write it; the in-memory double and the tests
 /// write it here.
+#[cfg(test)]
 pub(crate) fn write(
     encoding: Encoding,
     compression: Compression,

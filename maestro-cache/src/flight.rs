@@ -17,8 +17,8 @@ use crate::error::{Error, ErrorKind};
 pub(crate) enum Phase<T> {
     /// Redis is asked first.
     Reading,
-    /// The loader runs, since this time of the server; `None` when the server is away.
-    Loading(Option<Micros>),
+    /// The loader runs.
+    Loading,
     Done(Result<Option<Arc<T>>, Error>),
 }
 
@@ -27,6 +27,8 @@ pub(crate) enum Phase<T> {
 pub(crate) struct Progress<T> {
     /// A value past its lifetime, for those who do not want to wait.
     stale: Option<Arc<T>>,
+    /// The server's time when the loader began.
+    began: Option<Micros>,
     phase: Phase<T>,
 }
 
@@ -49,15 +51,12 @@ impl<T> Flight<T> {
         *self.ticket.lock() = ticket;
     }
 
-    /// When the load began, once that is known; `None` when the flight is over, or flies without
-    /// the server.
+    /// When the loader began, once that is known; `None` when there was none to call, or the server
+    /// is away.
     pub(crate) async fn began(&self) -> Option<Micros> {
         let mut progress = self.progress.clone();
         let known = progress.wait_for(|progress| !matches!(progress.phase, Phase::Reading));
-        match known.await.ok()?.phase {
-            Phase::Loading(began) => began,
-            Phase::Reading | Phase::Done(_) => None,
-        }
+        known.await.ok()?.began
     }
 
     /// Waits for the result. Past `soft` a stale value is taken instead, if there is one.
@@ -143,6 +142,7 @@ impl<T> Flights<T> {
         }
         let (sender, receiver) = watch::channel(Progress {
             stale: None,
+            began: None,
             phase: Phase::Reading,
         });
         let flight = Arc::new(Flight {
@@ -171,8 +171,10 @@ impl<T> Pilot<T> {
     /// The loader begins; `ticket` was taken before the server was asked for the time.
     pub(crate) fn loading(&self, ticket: Ticket, began: Option<Micros>) {
         self.flight.renew(ticket);
-        self.progress
-            .send_modify(|progress| progress.phase = Phase::Loading(began));
+        self.progress.send_modify(|progress| {
+            progress.began = began;
+            progress.phase = Phase::Loading;
+        });
     }
 
     pub(crate) fn finish(&self, result: Result<Option<Arc<T>>, Error>) {

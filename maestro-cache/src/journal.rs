@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use maestro_metrics::Gauge;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -17,12 +18,13 @@ const MAX_ENTRIES: usize = 10_000;
 const MAX_TAGS: usize = 10_000;
 
 /// What is still to be said to the server.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Journal {
     pending: Mutex<Pending>,
     /// Read before the lock: nearly always 0.
     size: AtomicUsize,
     pub(crate) added: Notify,
+    gauge: Gauge,
 }
 
 #[derive(Debug, Default)]
@@ -58,6 +60,21 @@ impl Deferred {
 }
 
 impl Journal {
+    pub(crate) fn new(gauge: Gauge) -> Self {
+        Self {
+            pending: Mutex::default(),
+            size: AtomicUsize::new(0),
+            added: Notify::new(),
+            gauge,
+        }
+    }
+
+    fn measure(&self, pending: &Pending) {
+        let size = pending.len();
+        self.size.store(size, Ordering::Release);
+        self.gauge.set(size as f64);
+    }
+
     /// Notes an invalidation that failed.
     pub(crate) fn add(&self, what: Deferred) {
         let mut pending = self.pending.lock();
@@ -78,7 +95,7 @@ impl Journal {
             }
             Deferred::All => pending.all = Some(serial),
         }
-        self.size.store(pending.len(), Ordering::Release);
+        self.measure(&pending);
         drop(pending);
         self.added.notify_one();
     }
@@ -137,7 +154,7 @@ impl Journal {
         for (what, serial) in sent {
             pending.settle(what, *serial);
         }
-        self.size.store(pending.len(), Ordering::Release);
+        self.measure(&pending);
     }
 
     /// Whether a region is noted as a whole.
@@ -208,6 +225,12 @@ impl Pending {
 mod tests {
     use super::*;
 
+    const GAUGE: maestro_metrics::Metric<Gauge> = maestro_metrics::Metric::gauge("size", "Size.");
+
+    fn journal() -> Journal {
+        Journal::new(maestro_metrics::Registry::detached().metric(&GAUGE))
+    }
+
     fn entry(region: &str, id: &str) -> Deferred {
         Deferred::Entry {
             region: region.into(),
@@ -217,7 +240,7 @@ mod tests {
 
     #[test]
     fn what_is_noted_is_covered_until_it_is_settled() {
-        let journal = Journal::default();
+        let journal = journal();
         assert!(!journal.covers("report", "1", &[]));
         journal.add(entry("report", "1"));
         journal.add(Deferred::Tag("p".into()));
@@ -233,7 +256,7 @@ mod tests {
 
     #[test]
     fn what_was_noted_again_while_it_was_sent_stays() {
-        let journal = Journal::default();
+        let journal = journal();
         journal.add(entry("report", "1"));
         journal.add(Deferred::All);
         let batch = journal.batch(10);
@@ -245,7 +268,7 @@ mod tests {
 
     #[test]
     fn beyond_its_bound_it_invalidates_more_not_less() {
-        let journal = Journal::default();
+        let journal = journal();
         for n in 0..MAX_ENTRIES + 5 {
             journal.add(entry("report", &n.to_string()));
         }

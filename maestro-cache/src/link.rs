@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
+use maestro_metrics::Context;
 use parking_lot::{Mutex, RwLock};
 use redis::{Cmd, Value};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::backoff;
 use crate::breaker::{Breaker, Transition};
@@ -15,6 +17,8 @@ use crate::clock::Clock;
 use crate::config::CacheConfig;
 use crate::connection::{Connection, Event, Failure, refusal};
 use crate::error::{Error, ErrorKind};
+use crate::lag::Lag;
+use crate::metrics::{Metrics, Operation};
 
 /// Commands in a row without an answer after which a connection is given up: the peer hangs, and a
 /// new connection finds out whether the server does.
@@ -22,7 +26,7 @@ const TIMEOUTS_IN_A_ROW: u32 = 3;
 
 /// One command.
 pub(crate) struct Request {
-    pub(crate) operation: &'static str,
+    pub(crate) operation: Operation,
     pub(crate) command: Cmd,
     /// Sent again, once, when the connection is lost before the answer: only what may run twice.
     pub(crate) repeatable: bool,
@@ -33,6 +37,8 @@ pub(crate) struct Request {
 pub(crate) struct Link {
     pub(crate) config: CacheConfig,
     pub(crate) clock: Arc<Clock>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) lag: Lag,
     breaker: Breaker,
     slots: Box<[Slot]>,
     next: AtomicUsize,
@@ -66,7 +72,7 @@ enum State {
 }
 
 impl Link {
-    pub(crate) fn new(config: CacheConfig, clock: Arc<Clock>) -> Self {
+    pub(crate) fn new(config: CacheConfig, clock: Arc<Clock>, metrics: Arc<Metrics>) -> Self {
         let slot = || Slot {
             live: RwLock::new(None),
             state: watch::Sender::new(State::Connecting),
@@ -75,6 +81,8 @@ impl Link {
             slots: (0..config.connections.max(1)).map(|_| slot()).collect(),
             config,
             clock,
+            metrics,
+            lag: Lag::default(),
             breaker: Breaker::default(),
             next: AtomicUsize::new(0),
             last_error: Mutex::new(None),
@@ -91,10 +99,6 @@ impl Link {
                 .any(|slot| *slot.state.borrow() != State::Down)
     }
 
-    pub(crate) fn is_open(&self) -> bool {
-        self.breaker.is_open()
-    }
-
     pub(crate) fn last_error(&self) -> Option<Error> {
         self.last_error.lock().clone()
     }
@@ -103,12 +107,47 @@ impl Link {
     ///
     /// Dropping the future does not take the command back.
     pub(crate) async fn query(&self, request: &Request) -> Result<Value, Error> {
-        let deadline = Instant::now() + self.config.command_timeout;
+        if self.breaker.is_open() {
+            // Decided without a span or an observation: this is the fast path of an outage.
+            return Err(self.away(request.operation, "the breaker is open"));
+        }
+        let operation = request.operation;
+        let span = tracing::info_span!(
+            "redis",
+            otel.name = operation.as_str(),
+            otel.kind = "client",
+            db.system.name = "redis",
+            db.operation.name = operation.as_str(),
+            error.type = tracing::field::Empty,
+        );
+        let started = Instant::now();
+        let answer = self
+            .attempt(request, started)
+            .instrument(span.clone())
+            .await;
+        let elapsed = started.elapsed();
+        match &answer {
+            Ok(_) => {
+                if let Some(histogram) = self.metrics.succeeded(operation) {
+                    histogram.observe_duration(elapsed);
+                }
+            }
+            Err(error) => {
+                span.record("error.type", error.kind().as_str());
+                let code = server_code(error).unwrap_or_default();
+                let trace = span.in_scope(Context::current);
+                self.metrics
+                    .failed(operation, code, error.kind())
+                    .observe_traced(elapsed, trace.trace());
+            }
+        }
+        answer
+    }
+
+    async fn attempt(&self, request: &Request, started: Instant) -> Result<Value, Error> {
+        let deadline = started + self.config.command_timeout;
         let mut again = request.repeatable;
         loop {
-            if self.breaker.is_open() {
-                return Err(self.away(request.operation, "the breaker is open"));
-            }
             let live = self.live(request.operation, deadline).await?;
             match live.connection.send(&request.command, deadline).await {
                 Ok(value) => {
@@ -124,7 +163,7 @@ impl Link {
     }
 
     /// A connection, after a short wait while the first attempt is under way.
-    async fn live(&self, operation: &str, deadline: Instant) -> Result<Arc<Live>, Error> {
+    async fn live(&self, operation: Operation, deadline: Instant) -> Result<Arc<Live>, Error> {
         let count = self.slots.len();
         let first = self.next.fetch_add(1, Ordering::Relaxed);
         for index in 0..count {
@@ -151,7 +190,7 @@ impl Link {
         })
     }
 
-    fn failed(&self, operation: &str, live: &Live, failure: Failure) -> Error {
+    fn failed(&self, operation: Operation, live: &Live, failure: Failure) -> Error {
         let error = match failure {
             Failure::Timeout => {
                 if live.missed.fetch_add(1, Ordering::Relaxed) + 1 >= TIMEOUTS_IN_A_ROW {
@@ -160,14 +199,15 @@ impl Link {
                 Error::new(
                     ErrorKind::Timeout,
                     format!(
-                        "{operation} on Redis at {} was not answered within {:?}: look at the server's load and slow log",
+                        "{} on Redis at {} was not answered within {:?}: look at the server's load and slow log",
+                        operation.as_str(),
                         self.config.server(),
                         self.config.command_timeout
                     ),
                 )
             }
             Failure::Lost(error) | Failure::Refused(error) => {
-                refusal(operation, &self.config, error)
+                refusal(operation.as_str(), &self.config, error)
             }
         };
         match error.kind() {
@@ -180,9 +220,12 @@ impl Link {
         error
     }
 
-    fn away(&self, operation: &str, why: &str) -> Error {
+    fn away(&self, operation: Operation, why: &str) -> Error {
         let server = self.config.server();
-        let context = format!("{operation} was not sent to Redis at {server}: {why}");
+        let context = format!(
+            "{} was not sent to Redis at {server}: {why}",
+            operation.as_str()
+        );
         match self.last_error.lock().clone() {
             Some(cause) => Error::with_source(ErrorKind::Unavailable, context, cause),
             None => Error::new(ErrorKind::Unavailable, context),
@@ -196,12 +239,14 @@ impl Link {
                 server = %self.config.server(),
                 "breaker opened: Redis does not answer, calls are decided without it"
             );
+            self.metrics.breaker(true);
             self.opened.notify_waiters();
         }
     }
 
     pub(crate) fn note_answer(&self) {
         if self.breaker.answered() == Some(Transition::Closed) {
+            self.metrics.breaker(false);
             tracing::info!(server = %self.config.server(), "breaker closed: Redis answers again");
         }
     }
@@ -242,8 +287,10 @@ impl Link {
                     });
                     *slot.live.write() = Some(Arc::clone(&live));
                     slot.state.send_replace(State::Up);
+                    self.metrics.connected.increment();
                     let stopped = self.until_lost(&live, &stop).await;
                     *slot.live.write() = None;
+                    self.metrics.connected.decrement();
                     if stopped {
                         break;
                     }
@@ -305,4 +352,11 @@ impl Link {
         // The sender lives as long as this link.
         let _ = state.wait_for(|state| *state != State::Connecting).await;
     }
+}
+
+/// The server's own word for an error (`NOPERM`).
+fn server_code(error: &Error) -> Option<&str> {
+    std::error::Error::source(error)?
+        .downcast_ref::<redis::RedisError>()?
+        .code()
 }

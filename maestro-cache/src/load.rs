@@ -14,7 +14,6 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
-use crate::builder::WhenDown;
 use crate::clock::{Nanos, nanos};
 use crate::codec::{self, Encoded};
 use crate::coherence::LocalEntry;
@@ -22,6 +21,7 @@ use crate::envelope::{Micros, tags_field};
 use crate::error::{Error, ErrorKind};
 use crate::flight::{Flight, Landing, Pilot, Place};
 use crate::marker::MarkerSlot;
+use crate::options::WhenDown;
 use crate::read::Found;
 use crate::region::{Entry, Local, RegionInner, check};
 use crate::server::{Stored, Write};
@@ -92,7 +92,10 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Entry<'_, T> {
         let flight = self.board(optional, &slots, suspect, loader).await;
         match flight.landing(region.options.soft_timeout).await {
             Landing::Result(result) => result,
-            Landing::Stale(value) => Ok(Some(value)),
+            Landing::Stale(value) => {
+                region.metrics.stale_served.increment();
+                Ok(Some(value))
+            }
         }
     }
 
@@ -217,6 +220,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Load<T> {
             let pausing = self.region.failures.is_pausing(&self.id, inner.clock.now());
             let rather_stale = matches!(self.region.options.when_down, WhenDown::ServeStale { .. });
             if pausing || (!up && rather_stale) {
+                self.region.metrics.stale_served.increment();
                 return self.pilot.finish(Ok(Some(Arc::clone(stale))));
             }
         }
@@ -244,6 +248,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Load<T> {
                     let retry_at =
                         now.saturating_add(nanos(self.region.options.retry_failed_after));
                     self.region.failures.note(&self.id, retry_at, now);
+                    self.region.metrics.stale_served.increment();
                     self.pilot.finish(Ok(Some(value)));
                 }
                 None => self.pilot.finish(Err(error)),
@@ -288,7 +293,8 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Load<T> {
             None
         };
         self.pilot.loading(ticket, began);
-        match timeout_at(deadline, loader()).await {
+        let started = Instant::now();
+        let loaded = match timeout_at(deadline, loader()).await {
             Ok(Ok(value)) => Ok((value, began)),
             Ok(Err(error)) => Err(Error::with_source(
                 ErrorKind::Load,
@@ -305,7 +311,15 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Load<T> {
                     region.state.name
                 ),
             )),
+        };
+        match &loaded {
+            Ok(_) => region.metrics.loaded.observe_duration(started.elapsed()),
+            Err(error) => region
+                .metrics
+                .load_failed(error.kind())
+                .observe_duration(started.elapsed()),
         }
+        loaded
     }
 
     /// Stores what was loaded, unless it was invalidated meanwhile.
@@ -328,6 +342,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Load<T> {
         let encoded = match encoded {
             Ok(encoded) => encoded,
             Err(error) => {
+                region.metrics.unstored(error.kind().as_str());
                 tracing::warn!(%error, "a loaded value is not cached");
                 return;
             }
@@ -354,9 +369,10 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Load<T> {
         match stored {
             Some(Ok(Stored::At(_))) => {}
             Some(Ok(refused)) => {
-                tracing::debug!(region = %region.state.name, ?refused, "a loaded value was not stored");
+                region.metrics.unstored(refused.as_str());
             }
             Some(Err(error)) if !error.kind().is_outage() => {
+                region.metrics.unstored(error.kind().as_str());
                 tracing::warn!(region = %region.state.name, %error, "a loaded value was not stored");
             }
             // Redis is away: the value serves this process until it is back or a minute has passed.

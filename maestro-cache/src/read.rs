@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::clock::nanos;
+use crate::clock::{Nanos, micros};
 use crate::codec;
 use crate::coherence::LocalEntry;
 use crate::envelope::{Encoding, Envelope, Micros};
@@ -49,116 +49,62 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
         named: &[String],
         suspect: Option<&(LocalEntry, Option<Arc<T>>)>,
     ) -> Result<Found<T>, Error> {
+        let found = self.read_stored(id, named, suspect).await;
+        match &found {
+            Ok(Found::Current(_)) => self.metrics.redis_hit.increment(),
+            Ok(Found::Stale(_)) => self.metrics.redis_stale.increment(),
+            Ok(Found::Nothing | Found::Invalidated) => self.metrics.redis_miss.increment(),
+            Err(_) => self.metrics.redis_error.increment(),
+        }
+        found
+    }
+
+    async fn read_stored(
+        &self,
+        id: &str,
+        named: &[String],
+        suspect: Option<&(LocalEntry, Option<Arc<T>>)>,
+    ) -> Result<Found<T>, Error> {
         let inner = self.inner();
-        let coherence = &inner.coherence;
-        let now = inner.clock.now();
-        let live = coherence.is_live(now);
-        let epoch = coherence.epoch();
-        let named_slots: Vec<_> = named.iter().map(|tag| coherence.tags.slot(tag)).collect();
-        let ticket = coherence.ticket(&self.state, id, &named_slots, now);
-
-        let mut newest = Micros(0);
-        let mut ask = Vec::new();
-        let known = |slot: &MarkerSlot| slot.known(epoch).filter(|_| live);
-        let keys = &inner.keys;
-        match known(&coherence.all) {
-            Some(value) => newest = newest.max(value),
-            None => ask.push(Asked {
-                generation: coherence.all.generation(),
-                slot: Slot::All,
-                key: keys.marker(Marker::All),
-            }),
-        }
-        match known(&self.state.marker) {
-            Some(value) => newest = newest.max(value),
-            None => ask.push(Asked {
-                generation: self.state.marker.generation(),
-                slot: Slot::Region,
-                key: keys.marker(Marker::Region(&self.state.name)),
-            }),
-        }
-        self.ask_tags(named, &named_slots, known, &mut newest, &mut ask);
-
-        let entry = self.key(id);
-        let bytes = if ask.is_empty() {
-            match inner.server.get(&entry).await {
-                // Something else writes below our prefix: not a value of ours.
-                Err(error) if error.kind() == ErrorKind::WrongType => None,
-                read => read?,
-            }
-        } else {
-            let all = std::iter::once(&entry).chain(ask.iter().map(|asked| &asked.key));
-            let mut values = inner.server.get_many(all).await?.into_iter();
-            let value = values.next().flatten();
-            newest = newest.max(self.learn(epoch, ask, values));
-            value
-        };
-        let Some(bytes) = bytes else {
+        let mut judge = Judge::new(self);
+        let slots = judge.slots(named);
+        let ticket = inner
+            .coherence
+            .ticket(&self.state, id, &slots, inner.clock.now());
+        let Some(bytes) = judge.fetch(id, named, &slots).await? else {
             return Ok(Found::Nothing);
         };
         let envelope = match Envelope::parse(&bytes) {
             Ok(envelope) => envelope,
             Err(malformed) => {
-                tracing::debug!(region = %self.state.name, %malformed, "a stored value counts as a miss");
+                self.metrics.unusable(malformed.as_str());
                 return Ok(Found::Nothing);
             }
         };
         if envelope.encoding == Encoding::Tombstone {
             return Ok(Found::Invalidated);
         }
-
-        // Tags learnt from the header: one more round trip, unless they are known already.
-        let unnamed: Vec<String> = envelope
-            .tags
-            .iter()
-            .filter(|tag| !named.contains(tag))
-            .cloned()
-            .collect();
-        let unnamed_slots: Vec<_> = unnamed.iter().map(|tag| coherence.tags.slot(tag)).collect();
-        let mut ask = Vec::new();
-        self.ask_tags(&unnamed, &unnamed_slots, known, &mut newest, &mut ask);
-        if !ask.is_empty() {
-            let asked = ask.iter().map(|asked| &asked.key);
-            let values = inner.server.get_many(asked).await?;
-            newest = newest.max(self.learn(epoch, ask, values.into_iter()));
-        }
+        judge.ask_unnamed(&envelope, named).await?;
         let covered = inner.journal.covers(&self.state.name, id, &envelope.tags);
-        if covered || envelope.created <= newest {
+        if covered || envelope.created <= judge.newest {
             return Ok(Found::Invalidated);
         }
-
-        let now = inner.clock.now();
-        let fresh_until = inner.clock.local(envelope.expires, now);
-        let stale_from = inner
-            .clock
-            .server_now(now)
-            .0
-            .saturating_sub(envelope.expires.0);
-        let stale_until = if fresh_until > 0 {
-            fresh_until.saturating_add(nanos(self.options.stale_for))
-        } else {
-            now.saturating_add(nanos(self.options.stale_for))
-                .saturating_sub(stale_from.saturating_mul(1_000))
-        };
         let value = match suspect {
             _ if envelope.encoding == Encoding::Absent => None,
             Some((entry, Some(value))) if entry.created == envelope.created => {
                 Some(Arc::clone(value))
             }
-            _ => match codec::decode::<T>(&envelope) {
-                Some(value) => Some(Arc::new(value)),
-                None => {
-                    tracing::debug!(region = %self.state.name, "a stored value that does not fit its type counts as a miss");
+            _ => {
+                let Some(value) = codec::decode::<T>(&envelope) else {
+                    self.metrics.unusable("type");
                     return Ok(Found::Nothing);
-                }
-            },
+                };
+                Some(Arc::new(value))
+            }
         };
-        let tags = envelope
-            .tags
-            .iter()
-            .map(|tag| coherence.tags.slot(tag))
-            .collect();
-        if now < stale_until || now < fresh_until {
+        let now = inner.clock.now();
+        let (fresh_until, stale_until) = self.lifetimes(&envelope, now);
+        if now < stale_until {
             self.keep(
                 id,
                 &ticket,
@@ -166,7 +112,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
                 envelope.created,
                 fresh_until,
                 stale_until,
-                tags,
+                judge.slots(&envelope.tags),
                 bytes.len(),
                 true,
             );
@@ -176,6 +122,15 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
             Some(value) if now < stale_until => Found::Stale(value),
             _ => Found::Nothing,
         })
+    }
+
+    /// Until when a value is current, and until when it may stand in, by our clock.
+    fn lifetimes(&self, envelope: &Envelope<'_>, now: Nanos) -> (Nanos, Nanos) {
+        let clock = &self.inner().clock;
+        let fresh_until = clock.local(envelope.expires, now);
+        let stale_for = micros(self.options.stale_for);
+        let stale_until = clock.local(Micros(envelope.expires.0.saturating_add(stale_for)), now);
+        (fresh_until, stale_until)
     }
 
     /// Whether Redis knows of an invalidation of this key after `began`.
@@ -202,51 +157,121 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
         };
         Ok(newer || values.any(lost_or_newer))
     }
+}
 
-    fn ask_tags(
-        &self,
-        tags: &[String],
-        slots: &[Arc<MarkerSlot>],
-        known: impl Fn(&MarkerSlot) -> Option<Micros>,
-        newest: &mut Micros,
-        ask: &mut Vec<Asked>,
-    ) {
-        for (tag, slot) in tags.iter().zip(slots) {
-            match known(slot) {
-                Some(value) => *newest = (*newest).max(value),
-                None => ask.push(Asked {
-                    generation: slot.generation(),
-                    slot: Slot::Tag(Arc::clone(slot)),
-                    key: self.inner().keys.marker(Marker::Tag(tag)),
-                }),
-            }
+/// Weighs an entry against the markers that speak for it.
+struct Judge<'a, T> {
+    region: &'a RegionInner<T>,
+    epoch: u64,
+    /// Whether invalidations are known to arrive, so that known markers can be relied on.
+    live: bool,
+    /// The newest of the markers seen.
+    newest: Micros,
+    /// Markers to be read.
+    ask: Vec<Asked>,
+}
+
+impl<'a, T: Serialize + DeserializeOwned + Send + Sync + 'static> Judge<'a, T> {
+    fn new(region: &'a RegionInner<T>) -> Self {
+        let inner = region.inner();
+        Self {
+            region,
+            epoch: inner.coherence.epoch(),
+            live: inner.coherence.is_live(inner.clock.now()),
+            newest: Micros(0),
+            ask: Vec::new(),
         }
     }
 
-    /// Takes over the markers that were read, and returns the newest. A missing marker was lost, and
-    /// with it perhaps an invalidation: it is newer than everything.
-    fn learn(
-        &self,
-        epoch: u64,
-        asked: Vec<Asked>,
-        values: impl Iterator<Item = Option<Vec<u8>>>,
-    ) -> Micros {
-        let mut newest = Micros(0);
-        let mut values = values.fuse();
-        for asked in asked {
+    fn slots(&self, tags: &[String]) -> Vec<Arc<MarkerSlot>> {
+        let table = &self.region.inner().coherence.tags;
+        tags.iter().map(|tag| table.slot(tag)).collect()
+    }
+
+    /// Reads an entry together with the markers that are not known.
+    async fn fetch(
+        &mut self,
+        id: &str,
+        named: &[String],
+        slots: &[Arc<MarkerSlot>],
+    ) -> Result<Option<Vec<u8>>, Error> {
+        let region = self.region;
+        let inner = region.inner();
+        self.consider(&inner.coherence.all, Slot::All, Marker::All);
+        self.consider(
+            &region.state.marker,
+            Slot::Region,
+            Marker::Region(&region.state.name),
+        );
+        for (tag, slot) in named.iter().zip(slots) {
+            self.consider(slot, Slot::Tag(Arc::clone(slot)), Marker::Tag(tag));
+        }
+        let entry = region.key(id);
+        if self.ask.is_empty() {
+            return match inner.server.get(&entry).await {
+                // Something else writes below our prefix: not a value of ours.
+                Err(error) if error.kind() == ErrorKind::WrongType => {
+                    region.metrics.unusable("wrong_type");
+                    Ok(None)
+                }
+                read => read,
+            };
+        }
+        let keys = std::iter::once(&entry).chain(self.ask.iter().map(|asked| &asked.key));
+        let mut values = inner.server.get_many(keys).await?.into_iter();
+        let value = values.next().flatten();
+        self.learn(values);
+        Ok(value)
+    }
+
+    /// Reads the markers of tags that only the header named: one more round trip, unless they are
+    /// known already.
+    async fn ask_unnamed(
+        &mut self,
+        envelope: &Envelope<'_>,
+        named: &[String],
+    ) -> Result<(), Error> {
+        let inner = self.region.inner();
+        for tag in envelope.tags.iter().filter(|tag| !named.contains(tag)) {
+            let slot = inner.coherence.tags.slot(tag);
+            self.consider(&slot, Slot::Tag(Arc::clone(&slot)), Marker::Tag(tag));
+        }
+        if !self.ask.is_empty() {
+            let keys = self.ask.iter().map(|asked| &asked.key);
+            let values = inner.server.get_many(keys).await?;
+            self.learn(values.into_iter());
+        }
+        Ok(())
+    }
+
+    /// Takes a marker that is known into account, and asks for one that is not.
+    fn consider(&mut self, slot: &MarkerSlot, which: Slot, marker: Marker<'_>) {
+        match slot.known(self.epoch).filter(|_| self.live) {
+            Some(value) => self.newest = self.newest.max(value),
+            None => self.ask.push(Asked {
+                generation: slot.generation(),
+                slot: which,
+                key: self.region.inner().keys.marker(marker),
+            }),
+        }
+    }
+
+    /// Takes over the markers that were read. A missing one was lost, and with it perhaps an
+    /// invalidation: it is newer than everything.
+    fn learn(&mut self, mut values: impl Iterator<Item = Option<Vec<u8>>>) {
+        for asked in std::mem::take(&mut self.ask) {
             let value = values.next().flatten();
             let Some(value) = value.as_deref().and_then(parse_number).map(Micros) else {
-                newest = Micros::MAX;
+                self.newest = Micros::MAX;
                 continue;
             };
-            newest = newest.max(value);
+            self.newest = self.newest.max(value);
             let slot = match &asked.slot {
-                Slot::All => &self.inner().coherence.all,
-                Slot::Region => &self.state.marker,
+                Slot::All => &self.region.inner().coherence.all,
+                Slot::Region => &self.region.state.marker,
                 Slot::Tag(slot) => slot,
             };
-            slot.learn(asked.generation, epoch, value);
+            slot.learn(asked.generation, self.epoch, value);
         }
-        newest
     }
 }

@@ -9,7 +9,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 
-use crate::builder::{Options, WhenDown};
 use crate::client::{Cache, Inner, Outcome};
 use crate::clock::{Nanos, nanos};
 use crate::codec;
@@ -20,6 +19,8 @@ use crate::flight::Flights;
 use crate::journal::Deferred;
 use crate::key::{EntryId, Key, MAX_TAGS, Marker, check_name};
 use crate::load::Failures;
+use crate::metrics::RegionMetrics;
+use crate::options::{Options, WhenDown};
 use crate::read::Found;
 use crate::server::{Stored, Write};
 
@@ -49,6 +50,7 @@ pub(crate) struct RegionInner<T> {
     pub(crate) loads: Semaphore,
     pub(crate) loads_when_down: Semaphore,
     pub(crate) failures: Failures,
+    pub(crate) metrics: RegionMetrics,
 }
 
 /// What process memory says about a value.
@@ -75,6 +77,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
             loads: Semaphore::new(options.max_loads.min(Semaphore::MAX_PERMITS)),
             loads_when_down: Semaphore::new(down.min(Semaphore::MAX_PERMITS)),
             failures: Failures::default(),
+            metrics: cache.inner().metrics.region(name),
             cache,
             options,
         }
@@ -85,7 +88,12 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
     }
 
     pub(crate) fn local(&self, id: &str, now: Nanos) -> Local<T> {
-        match self.inner().coherence.lookup(&self.state, id, now) {
+        let found = self.inner().coherence.lookup(&self.state, id, now);
+        match &found {
+            Lookup::Hit(_) => self.metrics.local_hit.increment(),
+            Lookup::Suspect(_) | Lookup::Miss => self.metrics.local_miss.increment(),
+        }
+        match found {
             Lookup::Hit(entry) => match typed(&entry) {
                 Ok(value) => Local::Hit(value),
                 Err(()) => Local::Miss,
@@ -153,6 +161,8 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
         let encoded = codec::encode(name, value, self.options.max_value_bytes)?;
         let field = tags_field(tags);
         inner.coherence.invalidate_entry(&self.state, id);
+        let lag = &inner.server.link.lag;
+        lag.sent(name, id, inner.clock.now());
         let stored = inner
             .server
             .store(Write {
@@ -186,6 +196,8 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
         check(id, &[])?;
         let inner = self.inner();
         inner.coherence.invalidate_entry(&self.state, id);
+        let lag = &inner.server.link.lag;
+        lag.sent(&self.state.name, id, inner.clock.now());
         let sent = inner
             .server
             .remove(&[self.key(id)], self.options.tombstone())

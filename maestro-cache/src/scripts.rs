@@ -11,17 +11,19 @@
 //!
 //! Numbers beyond 2^31 are written with `string.format('%.0f', n)`: `tostring` rounds them.
 
-/// A script and the name it is reported under.
+use crate::metrics::Operation;
+
+/// A script and the operation it is reported as.
 #[derive(Debug)]
 pub(crate) struct Script {
-    pub(crate) name: &'static str,
+    pub(crate) operation: Operation,
     pub(crate) body: &'static str,
 }
 
 /// Before a load. Keys: markers, those of everything and of the region first. Argument: lifetime of
 /// a tag's marker in ms. Makes missing markers and returns the server's time in microseconds.
 pub(crate) static BEGIN: Script = Script {
-    name: "begin",
+    operation: Operation::Begin,
     body: r"
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
@@ -41,7 +43,7 @@ return string.format('%.0f', now)
 /// logical lifetime in µs, physical lifetime in ms, tags field, payload, longest load in µs.
 /// Returns the creation, or why it was refused: `newer`, `invalidated`, `late`.
 pub(crate) static STORE: Script = Script {
-    name: "store",
+    operation: Operation::Store,
     body: r"
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
@@ -86,7 +88,7 @@ return text
 /// Removes entries. Keys: entries. Argument: lifetime of a tombstone in ms. Returns how many could
 /// not be given a tombstone because the server is out of memory; those were deleted all the same.
 pub(crate) static REMOVE: Script = Script {
-    name: "remove",
+    operation: Operation::Remove,
     body: r"
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]
@@ -110,7 +112,7 @@ return bare
 /// Invalidates everything markers speak for. Keys: markers. Arguments: for each its lifetime in ms,
 /// `0` for ever. A server without memory deletes the marker instead: a missing marker invalidates.
 pub(crate) static MARK: Script = Script {
-    name: "mark",
+    operation: Operation::Mark,
     body: r"
 local t = redis.call('TIME')
 local now = t[1] * 1000000 + t[2]

@@ -11,6 +11,7 @@ use crate::envelope::Micros;
 use crate::error::{Error, ErrorKind};
 use crate::key::Key;
 use crate::link::{Link, Request};
+use crate::metrics::Operation;
 use crate::scripts::{self, Script};
 
 /// How long the marker of a tag lives at least. Losing one early only costs loads: a missing marker
@@ -61,6 +62,18 @@ pub(crate) enum Stored {
     Late,
 }
 
+impl Stored {
+    /// The label of a refusal.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::At(_) => "stored",
+            Self::Newer => "newer",
+            Self::Invalidated => "invalidated",
+            Self::Late => "late",
+        }
+    }
+}
+
 impl Server {
     pub(crate) fn new(link: Arc<Link>) -> Self {
         let hash = |script: &Script| redis::Script::new(script.body).get_hash().to_owned();
@@ -75,13 +88,23 @@ impl Server {
         }
     }
 
+    /// Whether the server answers.
+    pub(crate) async fn ping(&self) -> Result<(), Error> {
+        let request = Request {
+            operation: Operation::Ping,
+            command: redis::cmd("PING"),
+            repeatable: true,
+        };
+        self.link.query(&request).await.map(drop)
+    }
+
     /// The stored bytes of one key. A key of another type is an error of kind
     /// [`ErrorKind::WrongType`].
     pub(crate) async fn get(&self, key: &Key) -> Result<Option<Vec<u8>>, Error> {
         let mut command = redis::cmd("GET");
         command.arg(key.as_bytes());
         let request = Request {
-            operation: "GET",
+            operation: Operation::Get,
             command,
             repeatable: true,
         };
@@ -98,7 +121,7 @@ impl Server {
             command.arg(key.as_bytes());
         }
         let request = Request {
-            operation: "MGET",
+            operation: Operation::MultiGet,
             command,
             repeatable: true,
         };
@@ -225,7 +248,7 @@ impl Server {
                 command.arg(*argument);
             }
             Request {
-                operation: script.name,
+                operation: script.operation,
                 command,
                 repeatable,
             }

@@ -12,7 +12,7 @@ use crate::backoff;
 use crate::clock::nanos;
 use crate::coherence::Coherence;
 use crate::connection::{Connection, Event};
-use crate::key::Keyspace;
+use crate::key::{Invalidated, Keyspace};
 use crate::link::Link;
 use crate::server::parse_time;
 
@@ -40,6 +40,7 @@ pub(crate) async fn run(
         };
         if let Ok(connection) = opened {
             coherence.connected();
+            link.metrics.tracking.set(1.0);
             settled.send_replace(true);
             attempt = 0;
             tokio::select! {
@@ -48,6 +49,7 @@ pub(crate) async fn run(
                 () = beat(&link, &coherence, &connection) => {}
             }
             coherence.disconnected();
+            link.metrics.tracking.set(0.0);
             if stop.is_cancelled() {
                 return;
             }
@@ -75,7 +77,13 @@ fn listener(
     move |event| match event {
         Event::Invalidated(names) => {
             let now = link.clock.now();
+            link.metrics.invalidations.add(names.len() as u64);
             for what in names.iter().filter_map(|name| keys.parse(name)) {
+                if let Invalidated::Entry { region, id } = what
+                    && let Some(lag) = link.lag.heard(region, id, now)
+                {
+                    link.metrics.lag.observe_duration(lag);
+                }
                 coherence.invalidate(what, now);
             }
         }
@@ -84,7 +92,6 @@ fn listener(
             coherence.disconnected();
             lost.notify_one();
         }
-        Event::Message { .. } => {}
     }
 }
 
