@@ -43,6 +43,11 @@ impl CorrelationId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    #[cfg(feature = "otlp")]
+    pub(crate) fn shared(&self) -> &Arc<str> {
+        &self.0
+    }
 }
 
 impl fmt::Display for CorrelationId {
@@ -211,6 +216,11 @@ impl Context {
         self.tenant.as_deref()
     }
 
+    #[cfg(feature = "otlp")]
+    pub(crate) fn shared_tenant(&self) -> Option<&Arc<str>> {
+        self.tenant.as_ref()
+    }
+
     /// The value of one baggage entry, as written in the header (percent-encoded where the sender
     /// encoded it).
     pub fn baggage(&self, key: &str) -> Option<&str> {
@@ -232,6 +242,29 @@ struct Scoped {
     context: Context,
     /// The span that was current when the scope was made.
     within: Option<Id>,
+}
+
+/// The context of the innermost scope, wherever the current span stands.
+#[cfg(feature = "otlp")]
+pub(crate) fn scope() -> Option<Context> {
+    SCOPE.try_with(|scoped| scoped.context.clone()).ok()
+}
+
+/// The context of the innermost scope, if it was made inside the span `here` or outside all spans.
+#[cfg(feature = "otlp")]
+pub(crate) fn innermost_scope(here: Option<&Id>) -> Option<Context> {
+    SCOPE
+        .try_with(|scoped| (scoped.within.as_ref() == here).then(|| scoped.context.clone()))
+        .ok()
+        .flatten()
+}
+
+/// Whether [`innermost_scope`] would find one.
+#[cfg(feature = "otlp")]
+pub(crate) fn scope_is_innermost(here: Option<&Id>) -> bool {
+    SCOPE
+        .try_with(|scoped| scoped.within.as_ref() == here)
+        .unwrap_or(false)
 }
 
 tokio::task_local! {

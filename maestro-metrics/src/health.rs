@@ -1,10 +1,14 @@
 //! Health of what a service depends on: one check for each, asked in the background.
 
+mod background;
+
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+pub use background::{Answer, CheckReport, HealthRegistry, HealthReport, Probe};
 
 /// How well something is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

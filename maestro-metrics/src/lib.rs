@@ -61,9 +61,14 @@ mod cell;
 mod context;
 mod drain;
 mod encode;
+mod error;
 mod family;
+mod guard;
 mod handle;
 mod health;
+mod metrics;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod propagation;
 mod registry;
 #[cfg(feature = "otlp")]
@@ -71,6 +76,9 @@ mod span;
 #[cfg(not(feature = "otlp"))]
 #[path = "span_absent.rs"]
 mod span;
+#[cfg(feature = "otlp")]
+mod telemetry;
+mod timestamp;
 
 pub use catalogue::{
     Catalogue, DEFAULT_SERIES_LIMIT, DURATION_BUCKETS, Description, FAST_DURATION_BUCKETS, Kind,
@@ -81,8 +89,20 @@ pub use context::{
 };
 pub use drain::{DrainPhase, DrainStep, Drained, Leftover};
 pub use encode::Format;
+pub use error::{Error, ErrorKind};
 pub use family::{Family, OVERFLOW, Observable};
 pub use handle::{Counter, Gauge, Handle, Histogram, Tracked};
-pub use health::{Criticality, HealthCheck, HealthState, HealthStatus};
+pub use health::{
+    Answer, CheckReport, Criticality, HealthCheck, HealthRegistry, HealthReport, HealthState,
+    HealthStatus, Probe,
+};
+pub use metrics::CATALOGUE;
+#[cfg(feature = "otlp")]
+pub use otlp::Endpoint;
 pub use propagation::{SpanId, TraceContext, TraceId};
-pub use registry::{CATALOGUE, Registry};
+pub use registry::Registry;
+#[cfg(feature = "otlp")]
+pub use telemetry::{
+    LogConfig, LogControl, LogFormat, LogLevel, SecretHeaders, Telemetry, TelemetryBuilder,
+    TelemetryConfig, TelemetryReport, TracingConfig,
+};

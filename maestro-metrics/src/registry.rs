@@ -8,10 +8,11 @@ use std::sync::Arc;
 use maestro_config::Identity;
 use parking_lot::RwLock;
 
-use crate::catalogue::{Catalogue, Description, Metric};
+use crate::catalogue::{Description, Metric};
 use crate::encode::{self, Format};
 use crate::family::{Collect, Family, Observable, Observed, render};
 use crate::handle::{Counter, Handle};
+use crate::metrics::{CONFLICTS, OVERFLOWS};
 
 /// The metrics of a service. A clone is the same registry.
 ///
@@ -36,27 +37,6 @@ struct Entry {
     typed: Box<dyn Any + Send + Sync>,
     collect: Arc<dyn Collect>,
 }
-
-/// Label values of a family that ran over its limit, by metric and label.
-const OVERFLOWS: Metric<Counter, 2> = Metric::counter(
-    "maestro_metrics_overflow_total",
-    "Lookups of label values that were counted under `_overflow`, because the family had reached \
-     its limit of series.",
-)
-.labels(["metric", "label"]);
-
-/// Metrics asked for twice with different declarations.
-const CONFLICTS: Metric<Counter, 1> = Metric::counter(
-    "maestro_metrics_conflicts_total",
-    "Metrics that were declared twice in different ways; the second is not exposed.",
-)
-.labels(["metric"]);
-
-/// What the registry says of itself.
-pub const CATALOGUE: Catalogue = Catalogue::new(
-    "maestro-metrics",
-    &[OVERFLOWS.describe(), CONFLICTS.describe()],
-);
 
 impl Registry {
     /// The registry of a service: its labels `service`, `team` and `environment` are on every
