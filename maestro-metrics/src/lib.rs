@@ -61,14 +61,18 @@ mod cell;
 mod context;
 mod drain;
 mod encode;
+#[cfg(feature = "otlp")]
 mod error;
 mod family;
 mod guard;
 mod handle;
 mod health;
+#[cfg(feature = "http")]
+mod http;
 mod metrics;
 #[cfg(feature = "otlp")]
 mod otlp;
+mod process;
 mod propagation;
 mod registry;
 #[cfg(feature = "otlp")]
@@ -89,6 +93,7 @@ pub use context::{
 };
 pub use drain::{DrainPhase, DrainStep, Drained, Leftover};
 pub use encode::Format;
+#[cfg(feature = "otlp")]
 pub use error::{Error, ErrorKind};
 pub use family::{Family, OVERFLOW, Observable};
 pub use handle::{Counter, Gauge, Handle, Histogram, Tracked};
@@ -96,9 +101,12 @@ pub use health::{
     Answer, CheckReport, Criticality, HealthCheck, HealthRegistry, HealthReport, HealthState,
     HealthStatus, Probe,
 };
+#[cfg(feature = "http")]
+pub use http::{Operations, ServerLayer, ServerService};
 pub use metrics::CATALOGUE;
 #[cfg(feature = "otlp")]
 pub use otlp::Endpoint;
+pub use process::{observe_process, observe_runtime};
 pub use propagation::{SpanId, TraceContext, TraceId};
 pub use registry::Registry;
 #[cfg(feature = "otlp")]

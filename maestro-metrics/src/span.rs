@@ -151,6 +151,17 @@ fn context_of(dispatch: &Dispatch, id: &tracing::span::Id) -> Option<Context> {
     nearest(registry.span(id), |data| data.context.clone())
 }
 
+/// Changes what a span holds; nothing where our layer has not seen it.
+#[cfg(feature = "http")]
+pub(crate) fn edit<T>(span: &tracing::Span, edit: impl FnOnce(&mut SpanData) -> T) -> Option<T> {
+    span.with_subscriber(|(id, dispatch)| {
+        let span = dispatch.downcast_ref::<Registry>()?.span(id)?;
+        let mut extensions = span.extensions_mut();
+        extensions.get_mut::<SpanData>().map(edit)
+    })
+    .flatten()
+}
+
 /// Reads the data of a span, or of the nearest one around it that has some.
 pub(crate) fn nearest<'a, S, T>(
     mut span: Option<SpanRef<'a, S>>,

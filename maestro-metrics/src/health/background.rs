@@ -1,6 +1,6 @@
 //! All checks of a service, run in the background; who asks gets the latest answer at once.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
@@ -151,7 +151,7 @@ impl HealthRegistry {
             ("environment", identity.deployment().as_str()),
             ("instance", identity.instance()),
         ] {
-            fields.push_str(&format!(",\"{name}\":{}", quoted(value)));
+            let _ = write!(fields, ",\"{name}\":{}", quoted(value));
         }
         let health = Self {
             inner: Arc::new(Inner {
@@ -446,14 +446,14 @@ impl CheckReport {
             self.critical
         );
         if let Some(reason) = self.status.as_ref().and_then(HealthStatus::reason) {
-            text.push_str(&format!(",\"reason\":{}", quoted(reason)));
+            let _ = write!(text, ",\"reason\":{}", quoted(reason));
         }
         if let Some(at) = self.at {
             let mut time = Vec::new();
             timestamp(&mut time, at);
             let time = String::from_utf8_lossy(&time);
             let took = self.took.as_secs_f64() * 1e3;
-            text.push_str(&format!(",\"checked_at\":\"{time}\",\"took_ms\":{took:.3}"));
+            let _ = write!(text, ",\"checked_at\":\"{time}\",\"took_ms\":{took:.3}");
         }
         text.push('}');
         text

@@ -363,7 +363,7 @@ struct Complaints {
     suppressed: u64,
 }
 
-const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
+const COMPLAIN_EVERY: Duration = Duration::from_mins(1);
 
 impl Complaints {
     fn complain(&mut self, endpoint: &str, why: &str) {

@@ -3,10 +3,10 @@
 pub(crate) fn varint(buffer: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         // The low seven bits, and a flag that more follow.
-        buffer.push((value as u8) | 0x80);
+        buffer.push(value.to_le_bytes()[0] | 0x80);
         value >>= 7;
     }
-    buffer.push(value as u8);
+    buffer.push(value.to_le_bytes()[0]);
 }
 
 fn key(buffer: &mut Vec<u8>, field: u32, wire: u32) {
@@ -137,7 +137,7 @@ mod tests {
         for length in [0, 1, 127, 128, 20_000] {
             let mut buffer = vec![7];
             message(&mut buffer, 3, |inner| {
-                inner.resize(inner.len() + length, 9)
+                inner.resize(inner.len() + length, 9);
             });
             let read: Vec<_> = fields(&buffer[1..]).collect();
             assert_eq!(read, [(3, Field::Bytes(&vec![9; length][..]))]);

@@ -21,7 +21,7 @@ use super::sampling::Ratio;
 use crate::context::{self, Context};
 use crate::handle::Counter;
 use crate::otlp::Queue;
-use crate::propagation::{TraceContext, TraceId};
+use crate::propagation::{SpanId, TraceContext, TraceId};
 use crate::span::{SpanData, SpanEvent, SpanKind, SpanRecord, nearest};
 
 /// What the layer and its filter share.
@@ -109,7 +109,7 @@ where
         if context::scope_is_innermost(seen.current_span().id()) {
             return true;
         }
-        nearest(seen.lookup_current(), |data| data.records_children()).unwrap_or(true)
+        nearest(seen.lookup_current(), SpanData::records_children).unwrap_or(true)
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
@@ -137,13 +137,13 @@ impl TelemetryLayer {
             let trace = trace.unwrap_or_else(|| TraceContext::root(false));
             return (parent.clone().with_trace(trace), false);
         };
-        let trace = match parent.trace() {
-            Some(parent) => parent.child(),
-            None => {
+        let trace = parent.trace().map_or_else(
+            || {
                 let id = TraceId::random();
-                TraceContext::new(id, crate::SpanId::random(), traces.ratio.samples(id))
-            }
-        };
+                TraceContext::new(id, SpanId::random(), traces.ratio.samples(id))
+            },
+            TraceContext::child,
+        );
         let recorded = trace.sampled() || !in_process;
         (parent.clone().with_trace(trace), recorded)
     }

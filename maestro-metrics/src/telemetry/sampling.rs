@@ -11,6 +11,7 @@ pub(crate) struct Ratio {
 }
 
 const RANDOM_BITS: u32 = 56;
+const RANDOM: u64 = (1 << RANDOM_BITS) - 1;
 
 impl Ratio {
     #[expect(
@@ -25,8 +26,8 @@ impl Ratio {
     }
 
     pub(crate) fn samples(self, trace: TraceId) -> bool {
-        let [.., a, b, c, d, e, f, g] = trace.to_bytes();
-        u64::from_be_bytes([0, a, b, c, d, e, f, g]) < self.below
+        let random = u128::from_be_bytes(trace.to_bytes()) & u128::from(RANDOM);
+        random < u128::from(self.below)
     }
 }
 

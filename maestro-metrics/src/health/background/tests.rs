@@ -34,7 +34,7 @@ fn switch(name: &'static str, criticality: Criticality) -> (HealthCheck, Arc<Ato
 }
 
 async fn until(health: &HealthRegistry, what: impl Fn(&HealthReport) -> bool) {
-    tokio::time::timeout(Duration::from_secs(60), async {
+    tokio::time::timeout(Duration::from_mins(1), async {
         while !what(&health.report()) {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -152,7 +152,7 @@ async fn checks_end_with_the_last_clone_of_the_registry() {
     health.start();
     until(&health, |report| report.checks[0].status.is_some()).await;
     drop(health);
-    tokio::time::timeout(Duration::from_secs(60), async {
+    tokio::time::timeout(Duration::from_mins(1), async {
         while Arc::strong_count(&state) > 1 {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
