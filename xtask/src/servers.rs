@@ -1,12 +1,13 @@
-//! The server programs the tests need on a machine without Docker: which are missing, and how to
-//! get them. Starting them is the testkit's work.
+//! Servers for the tests: programs that are missing on a machine without Docker, and how to get them.
+//! Starting servers is the testkit's work; [`warm`] is its program that does so ahead of the tests.
+
+mod install;
+pub(crate) mod warm;
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -37,6 +38,15 @@ pub(crate) struct Options {
 
     #[arg(long, env = "MAESTRO_TEST_MESSAGING_URL", hide = true)]
     messaging_url: Option<String>,
+
+    #[arg(long, env = "MAESTRO_TEST_POSTGRES_URL_FILE", hide = true)]
+    postgres_url_file: Option<String>,
+
+    #[arg(long, env = "MAESTRO_TEST_CACHE_URL_FILE", hide = true)]
+    cache_url_file: Option<String>,
+
+    #[arg(long, env = "MAESTRO_TEST_MESSAGING_URL_FILE", hide = true)]
+    messaging_url_file: Option<String>,
 
     #[arg(long, env = "DOCKER_HOST", hide = true)]
     docker_host: Option<String>,
@@ -74,15 +84,15 @@ impl Options {
 
     fn is_given(&self, program: &Program) -> bool {
         match program.name {
-            "PostgreSQL" => self.postgres_url.is_some(),
-            "Redis" => self.cache_url.is_some(),
-            "RabbitMQ" => self.messaging_url.is_some(),
+            "PostgreSQL" => self.postgres_url.is_some() || self.postgres_url_file.is_some(),
+            "Redis" => self.cache_url.is_some() || self.cache_url_file.is_some(),
+            "RabbitMQ" => self.messaging_url.is_some() || self.messaging_url_file.is_some(),
             _ => false,
         }
     }
 }
 
-/// A server program and the Debian package that brings it.
+/// A program the tests need, and the Debian package that brings it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Program {
     name: &'static str,
@@ -91,20 +101,24 @@ struct Program {
     files: &'static [&'static str],
     /// Found on the `PATH` under this name as well, if it has one there.
     command: Option<&'static str>,
+    /// A container does as well.
+    in_container: bool,
 }
 
-const PROGRAMS: [Program; 3] = [
+const PROGRAMS: [Program; 4] = [
     Program {
         name: "PostgreSQL",
         package: "postgresql",
         files: &["/usr/lib/postgresql/*/bin/initdb"],
         command: Some("initdb"),
+        in_container: true,
     },
     Program {
         name: "Redis",
         package: "redis-server",
         files: &["/usr/bin/redis-server"],
         command: Some("redis-server"),
+        in_container: true,
     },
     Program {
         name: "RabbitMQ",
@@ -112,62 +126,67 @@ const PROGRAMS: [Program; 3] = [
         // Not the one in /usr/sbin: it switches user or refuses.
         files: &["/usr/lib/rabbitmq/bin/rabbitmq-server"],
         command: None,
+        in_container: true,
+    },
+    // `promtool` judges what the SDK exposes; Prometheus itself scrapes it.
+    Program {
+        name: "Prometheus",
+        package: "prometheus",
+        files: &["/usr/bin/promtool"],
+        command: Some("promtool"),
+        in_container: false,
     },
 ];
 
-/// Sees to it that the testkit will find a server of each kind, or says what to do.
+/// Sees to it that the tests will find what they need, or says what to do.
 pub(crate) fn make_available(options: &Options) -> Result<()> {
-    match options.mode() {
-        "off" => return Ok(()),
-        "docker" if docker_answers(options) => return Ok(()),
-        "docker" => {
-            return Err(Failure::new(
-                "servers are wanted in containers, but no Docker daemon answers: start it, or \
-                 leave the choice to the machine (no `--docker`, no `MAESTRO_DEV_SERVICES`)",
-            ));
-        }
-        _ => {}
+    let docker = options.mode() != "local" && docker_answers(options);
+    if options.mode() == "docker" && !docker {
+        return Err(Failure::new(
+            "servers are wanted in containers, but no Docker daemon answers: start it, or leave \
+             the choice to the machine (no `--docker`, no `MAESTRO_DEV_SERVICES`)",
+        ));
     }
-    let needed: Vec<Program> = PROGRAMS
-        .into_iter()
-        .filter(|program| !options.is_given(program))
-        .collect();
-    let missing = missing_of(&needed);
+    // Whether Docker has or can pull the images is the testkit's to find out (`warm`).
+    let needed = |program: &Program| {
+        !(options.is_given(program)
+            || (program.in_container && (docker || options.mode() == "off")))
+    };
+    provide(&PROGRAMS.into_iter().filter(needed).collect::<Vec<_>>())
+}
+
+/// Installs every server program, after all other ways have failed.
+pub(crate) fn install_all() -> Result<()> {
+    provide(&PROGRAMS)
+}
+
+fn provide(needed: &[Program]) -> Result<()> {
+    let missing = missing_of(needed);
     if missing.is_empty() {
         return Ok(());
     }
     let names = missing.iter().map(|program| program.name);
     let names = names.collect::<Vec<_>>().join(", ");
-    if !can_install() {
-        if options.mode() == "auto" && docker_answers(options) {
-            announce(&format!(
-                "not installed on this machine: {names}; Docker answers, so containers are used"
-            ));
-            return Ok(());
-        }
+    if !install::is_possible() {
         return Err(Failure::new(format!(
             "not installed on this machine: {names}. One command mends it:\n\n    {}\n",
-            mending_command(&missing)
+            install::command(&missing)
         )));
     }
     announce(&format!("installing what is missing: {names}"));
     let started = Instant::now();
-    install(&needed)?;
-    let missing = missing_of(&needed);
+    install::install(needed)?;
+    let missing = missing_of(needed);
     if missing.is_empty() {
         let took = process::elapsed(started.elapsed());
         announce(&format!("installed in {took}"));
-        Ok(())
-    } else {
-        Err(Failure::new(format!(
-            "the packages are installed, but their programs are not where they are looked for: {}",
-            missing
-                .iter()
-                .map(|program| program.files.join(" or "))
-                .collect::<Vec<_>>()
-                .join(", ")
-        )))
+        return Ok(());
     }
+    let files = missing.iter().map(|program| program.files.join(" or "));
+    Err(Failure::new(format!(
+        "the packages are installed, but their programs are not where they are looked for: {}",
+        files.collect::<Vec<_>>().join(", ")
+    )))
 }
 
 /// Whether a Docker daemon answers within a second. Asked over its socket: the `docker` program
@@ -213,139 +232,10 @@ fn exists(pattern: &str) -> bool {
         .any(|entry| entry.path().join(rest).exists())
 }
 
-fn can_install() -> bool {
-    is_debian() && is_root()
-}
-
-fn is_debian() -> bool {
-    Path::new("/etc/debian_version").exists() && process::is_on_path("apt-get")
-}
-
-fn is_root() -> bool {
-    process::output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0")
-}
-
-fn mending_command(missing: &[Program]) -> String {
-    let packages = missing.iter().map(|program| program.package);
-    let packages = packages.collect::<Vec<_>>().join(" ");
-    if is_debian() {
-        format!("sudo apt-get update && sudo apt-get install -y --no-install-recommends {packages}")
-    } else if process::is_on_path("brew") {
-        "brew install postgresql redis rabbitmq".to_owned()
-    } else if process::is_on_path("dnf") {
-        "sudo dnf install -y postgresql-server redis rabbitmq-server".to_owned()
-    } else if process::is_on_path("docker") {
-        "sudo systemctl start docker".to_owned()
-    } else {
-        format!("install Docker, or the servers {packages}, with this system's package manager")
-    }
-}
-
-/// Installs the packages of those of `needed` that are missing, one clone of the project at a time.
-fn install(needed: &[Program]) -> Result<()> {
-    let lock = fs::File::create("/run/lock/maestro-apt-install")
-        .or_else(|_| fs::File::create("/tmp/maestro-apt-install.lock"))
-        .map_err(|error| Failure::new(format!("could not open a lock file: {error}")))?;
-    if lock.try_lock().is_err() {
-        announce("another clone is installing packages: waiting for it");
-        lock.lock()
-            .map_err(|error| Failure::new(format!("could not wait for that lock: {error}")))?;
-    }
-    let missing = missing_of(needed);
-    if missing.is_empty() {
-        return Ok(());
-    }
-    // The lists may be old or absent, and one broken source among several must not be the end:
-    // whether the packages can be had is what the next step finds out.
-    if !process::status(apt_get().arg("update"))?.success() {
-        announce("`apt-get update` had trouble; trying with the lists there are");
-    }
-    let _quiet = NoServiceStarts::begin()?;
-    let packages = missing.iter().map(|program| program.package);
-    process::run(
-        apt_get()
-            .args(["install", "-y", "--no-install-recommends"])
-            .args(packages),
-    )
-}
-
-fn apt_get() -> Command {
-    let mut command = Command::new("apt-get");
-    command
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        // Somebody else may be installing something; a mirror may hang.
-        .args(["-o", "DPkg::Lock::Timeout=600"])
-        .args(["-o", "Acquire::Retries=3"])
-        .args(["-o", "Acquire::http::Timeout=30"])
-        .args(["-o", "Acquire::https::Timeout=30"]);
-    command
-}
-
-/// While it lives, packages do not start the servers they install: the tests start their own, on
-/// ports of their own, and a developer's machine gets no daemon nobody asked for.
-#[derive(Debug)]
-struct NoServiceStarts {
-    /// Our policy file, if there was none before.
-    policy: Option<PathBuf>,
-}
-
-impl NoServiceStarts {
-    fn begin() -> Result<Self> {
-        Self::at(Path::new("/usr/sbin/policy-rc.d"))
-    }
-
-    fn at(path: &Path) -> Result<Self> {
-        // The policy says "no" only while this process lives: left behind by a kill, it is harmless.
-        let policy = format!(
-            "#!/bin/sh\n# Written by `cargo xtask`, for the time of one installation.\n\
-             kill -0 {} 2>/dev/null && exit 101\nexit 0\n",
-            std::process::id()
-        );
-        let ours = fs::read_to_string(path).is_ok_and(|text| text.contains("`cargo xtask`"));
-        let file = if ours {
-            fs::File::create(path)
-        } else {
-            fs::OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o755)
-                .open(path)
-        };
-        match file {
-            Ok(mut file) => {
-                file.write_all(policy.as_bytes())
-                    .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)))
-                    .map_err(|error| {
-                        Failure::new(format!("could not write {}: {error}", path.display()))
-                    })?;
-                Ok(Self {
-                    policy: Some(path.to_owned()),
-                })
-            }
-            // Somebody has a policy already (container images do): theirs stands.
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                Ok(Self { policy: None })
-            }
-            Err(error) => Err(Failure::new(format!(
-                "could not write {}: {error}",
-                path.display()
-            ))),
-        }
-    }
-}
-
-impl Drop for NoServiceStarts {
-    fn drop(&mut self) {
-        if let Some(path) = &self.policy
-            && let Err(error) = fs::remove_file(path)
-        {
-            announce(&format!("could not remove {}: {error}", path.display()));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     fn scratch(name: &str) -> PathBuf {
@@ -365,40 +255,6 @@ mod tests {
         assert!(exists(&pattern("bin/initdb")));
         assert!(!exists(&pattern("bin/postgres")));
         assert!(!exists(&format!("{}-gone/*/bin", folder.display())));
-        fs::remove_dir_all(folder).unwrap();
-    }
-
-    #[test]
-    fn the_policy_against_service_starts_goes_away_and_leaves_somebody_elses_alone() {
-        let folder = scratch("policy");
-        let path = folder.join("policy-rc.d");
-
-        let ours = NoServiceStarts::at(&path).unwrap();
-        let refused = Command::new(&path).status().unwrap();
-        assert_eq!(refused.code(), Some(101));
-        drop(ours);
-        assert!(!path.exists());
-
-        fs::write(&path, "#!/bin/sh\nexit 104\n").unwrap();
-        drop(NoServiceStarts::at(&path).unwrap());
-        assert_eq!(fs::read_to_string(&path).unwrap(), "#!/bin/sh\nexit 104\n");
-        fs::remove_dir_all(folder).unwrap();
-    }
-
-    #[test]
-    fn a_policy_left_behind_by_a_killed_run_refuses_nothing_and_is_taken_over() {
-        let folder = scratch("stale");
-        let path = folder.join("policy-rc.d");
-        // No process has this id: it is above what Linux hands out.
-        fs::write(
-            &path,
-            "#!/bin/sh\n# Written by `cargo xtask`\nkill -0 4194305 2>/dev/null && exit 101\nexit 0\n",
-        )
-        .unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        assert_eq!(Command::new(&path).status().unwrap().code(), Some(0));
-        drop(NoServiceStarts::at(&path).unwrap());
-        assert!(!path.exists());
         fs::remove_dir_all(folder).unwrap();
     }
 }

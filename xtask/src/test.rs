@@ -8,8 +8,9 @@ use clap::Args;
 use crate::failure::{Failure, Result};
 use crate::process::{self, announce};
 use crate::servers;
+use crate::servers::warm::{Outcome, Warm};
 use crate::tally::Tally;
-use crate::workspace::Workspace;
+use crate::workspace::{Package, Workspace};
 
 /// Run every test, doc tests included, on real servers.
 ///
@@ -74,12 +75,21 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 pub(crate) fn run_all(options: &Options) -> Result<Tally> {
     let workspace = Workspace::load()?;
     let selection = Selection::new(options, &workspace)?;
-    servers::make_available(&options.servers)?;
+    if selection.needs_servers {
+        servers::make_available(&options.servers)?;
+    }
 
     announce("building");
     let started = Instant::now();
     process::run(&mut selection.cargo(&["test", "--no-run"]))?;
     announce(&format!("built in {}", process::elapsed(started.elapsed())));
+
+    // With the whole workspace the program that starts the servers was built too.
+    let _warm = if selection.packages.is_empty() {
+        Some(selection.warm(&workspace)?)
+    } else {
+        None
+    };
 
     let nextest = !options.no_nextest && has_nextest();
     announce(if nextest {
@@ -115,6 +125,7 @@ struct Selection {
     filter: Vec<String>,
     dev_services: Option<&'static str>,
     has_library: bool,
+    needs_servers: bool,
 }
 
 impl Selection {
@@ -133,6 +144,7 @@ impl Selection {
             }
         }
         let selected = |name: &String| options.package.is_empty() || options.package.contains(name);
+        let selected = |package: &&Package| selected(&package.name);
         Ok(Self {
             packages: options.package.clone(),
             filter: options.filter.clone(),
@@ -140,7 +152,13 @@ impl Selection {
             has_library: workspace
                 .packages
                 .iter()
-                .any(|package| selected(&package.name) && package.has_library),
+                .filter(selected)
+                .any(|p| p.has_library),
+            needs_servers: workspace
+                .packages
+                .iter()
+                .filter(selected)
+                .any(|p| p.uses_servers),
         })
     }
 
@@ -159,6 +177,25 @@ impl Selection {
             command.env("MAESTRO_DEV_SERVICES", mode);
         }
         command
+    }
+
+    /// Starts the servers ahead of the tests. If the testkit finds no way to have them, installs what
+    /// is missing and tries again.
+    fn warm(&self, workspace: &Workspace) -> Result<Warm> {
+        let program = workspace.target.join("debug/examples/servers");
+        if let Outcome::Warm(warm) = Warm::start(&program, self.dev_services)? {
+            return Ok(warm);
+        }
+        if self.dev_services == Some("docker") {
+            return Err(Failure::new(
+                "the servers cannot be had in containers, see above",
+            ));
+        }
+        servers::install_all()?;
+        match Warm::start(&program, self.dev_services)? {
+            Outcome::Warm(warm) => Ok(warm),
+            Outcome::Missing => Err(Failure::new("the servers are still missing, see above")),
+        }
     }
 
     /// Counts from nextest's JUnit report, so that the terminal stays nextest's own.

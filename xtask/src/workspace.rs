@@ -31,6 +31,8 @@ pub(crate) struct Package {
     pub(crate) is_published: bool,
     /// Other members it depends on, dev-dependencies aside.
     pub(crate) dependencies: BTreeSet<String>,
+    /// Its tests run on servers: it is the testkit or tests with it.
+    pub(crate) uses_servers: bool,
     /// How many features it has, `default` aside.
     pub(crate) features: usize,
     /// What a published package says of itself, and whether it does.
@@ -77,8 +79,11 @@ impl Package {
                 !value.is_null() && value.as_array().is_none_or(|list| !list.is_empty()),
             )
         };
+        let dependencies = package["dependencies"].as_array()?;
+        let is_testkit = |package: &Value| package["name"] == "maestro-testkit";
         Some(Self {
             name: name(package)?,
+            uses_servers: is_testkit(package) || dependencies.iter().any(is_testkit),
             folder: Path::new(package["manifest_path"].as_str()?)
                 .parent()?
                 .to_owned(),
@@ -87,8 +92,7 @@ impl Package {
             is_published: package["publish"]
                 .as_array()
                 .is_none_or(|list| !list.is_empty()),
-            dependencies: package["dependencies"]
-                .as_array()?
+            dependencies: dependencies
                 .iter()
                 .filter(is_edge)
                 .filter_map(name)

@@ -1,0 +1,191 @@
+//! Installing Debian packages, without questions and without starting the services they bring.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::{Program, missing_of};
+use crate::failure::{Failure, Result};
+use crate::process::{self, announce};
+
+/// Whether packages can be installed without asking anybody.
+pub(super) fn is_possible() -> bool {
+    is_debian() && is_root()
+}
+
+fn is_debian() -> bool {
+    Path::new("/etc/debian_version").exists() && process::is_on_path("apt-get")
+}
+
+fn is_root() -> bool {
+    process::output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0")
+}
+
+/// The one command that installs them on this machine.
+pub(super) fn command(missing: &[Program]) -> String {
+    let packages = missing.iter().map(|program| program.package);
+    let packages = packages.collect::<Vec<_>>().join(" ");
+    if is_debian() {
+        format!("sudo apt-get update && sudo apt-get install -y --no-install-recommends {packages}")
+    } else if process::is_on_path("brew") {
+        "brew install postgresql redis rabbitmq prometheus".to_owned()
+    } else if process::is_on_path("dnf") {
+        "sudo dnf install -y postgresql-server redis rabbitmq-server prometheus".to_owned()
+    } else if process::is_on_path("docker") {
+        "sudo systemctl start docker".to_owned()
+    } else {
+        format!("install Docker, or the servers {packages}, with this system's package manager")
+    }
+}
+
+/// Installs the packages of those of `needed` that are missing, one clone of the project at a time.
+pub(super) fn install(needed: &[Program]) -> Result<()> {
+    let lock = fs::File::create("/run/lock/maestro-apt-install")
+        .or_else(|_| fs::File::create("/tmp/maestro-apt-install.lock"))
+        .map_err(|error| Failure::new(format!("could not open a lock file: {error}")))?;
+    if lock.try_lock().is_err() {
+        announce("another clone is installing packages: waiting for it");
+        lock.lock()
+            .map_err(|error| Failure::new(format!("could not wait for that lock: {error}")))?;
+    }
+    let missing = missing_of(needed);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    // The lists may be old or absent, and one broken source among several must not be the end:
+    // whether the packages can be had is what the next step finds out.
+    if !process::status(apt_get().arg("update"))?.success() {
+        announce("`apt-get update` had trouble; trying with the lists there are");
+    }
+    let _quiet = NoServiceStarts::begin()?;
+    let packages = missing.iter().map(|program| program.package);
+    process::run(
+        apt_get()
+            .args(["install", "-y", "--no-install-recommends"])
+            .args(packages),
+    )
+}
+
+fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    command
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        // Somebody else may be installing something; a mirror may hang.
+        .args(["-o", "DPkg::Lock::Timeout=600"])
+        .args(["-o", "Acquire::Retries=3"])
+        .args(["-o", "Acquire::http::Timeout=30"])
+        .args(["-o", "Acquire::https::Timeout=30"]);
+    command
+}
+
+/// While it lives, packages do not start the servers they install: the tests start their own, on
+/// ports of their own, and a developer's machine gets no daemon nobody asked for.
+#[derive(Debug)]
+struct NoServiceStarts {
+    /// Our policy file, if there was none before.
+    policy: Option<PathBuf>,
+}
+
+impl NoServiceStarts {
+    fn begin() -> Result<Self> {
+        Self::at(Path::new("/usr/sbin/policy-rc.d"))
+    }
+
+    fn at(path: &Path) -> Result<Self> {
+        // The policy says "no" only while this process lives: left behind by a kill, it is harmless.
+        let policy = format!(
+            "#!/bin/sh\n# Written by `cargo xtask`, for the time of one installation.\n\
+             kill -0 {} 2>/dev/null && exit 101\nexit 0\n",
+            std::process::id()
+        );
+        let ours = fs::read_to_string(path).is_ok_and(|text| text.contains("`cargo xtask`"));
+        let file = if ours {
+            fs::File::create(path)
+        } else {
+            fs::OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o755)
+                .open(path)
+        };
+        match file {
+            Ok(mut file) => {
+                file.write_all(policy.as_bytes())
+                    .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)))
+                    .map_err(|error| {
+                        Failure::new(format!("could not write {}: {error}", path.display()))
+                    })?;
+                Ok(Self {
+                    policy: Some(path.to_owned()),
+                })
+            }
+            // Somebody has a policy already (container images do): theirs stands.
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                Ok(Self { policy: None })
+            }
+            Err(error) => Err(Failure::new(format!(
+                "could not write {}: {error}",
+                path.display()
+            ))),
+        }
+    }
+}
+
+impl Drop for NoServiceStarts {
+    fn drop(&mut self) {
+        if let Some(path) = &self.policy
+            && let Err(error) = fs::remove_file(path)
+        {
+            announce(&format!("could not remove {}: {error}", path.display()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scratch(name: &str) -> PathBuf {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../target/tmp")
+            .join(format!("{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    #[test]
+    fn the_policy_against_service_starts_goes_away_and_leaves_somebody_elses_alone() {
+        let folder = scratch("policy");
+        let path = folder.join("policy-rc.d");
+
+        let ours = NoServiceStarts::at(&path).unwrap();
+        let refused = Command::new(&path).status().unwrap();
+        assert_eq!(refused.code(), Some(101));
+        drop(ours);
+        assert!(!path.exists());
+
+        fs::write(&path, "#!/bin/sh\nexit 104\n").unwrap();
+        drop(NoServiceStarts::at(&path).unwrap());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "#!/bin/sh\nexit 104\n");
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_policy_left_behind_by_a_killed_run_refuses_nothing_and_is_taken_over() {
+        let folder = scratch("stale");
+        let path = folder.join("policy-rc.d");
+        // No process has this id: it is above what Linux hands out.
+        fs::write(
+            &path,
+            "#!/bin/sh\n# Written by `cargo xtask`\nkill -0 4194305 2>/dev/null && exit 101\nexit 0\n",
+        )
+        .unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(Command::new(&path).status().unwrap().code(), Some(0));
+        drop(NoServiceStarts::at(&path).unwrap());
+        assert!(!path.exists());
+        fs::remove_dir_all(folder).unwrap();
+    }
+}

@@ -1,0 +1,117 @@
+//! The testkit's `servers` example: it starts the servers of this clone, or joins them, and keeps them
+//! for as long as its standard input is open. One clear error before the first test is worth more than
+//! a hundred after it, and the lines that say where each server came from are seen.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+use crate::failure::{Failure, Result};
+use crate::process::announce;
+
+/// Servers that stay warm until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Warm {
+    child: Child,
+    /// Closed on drop, or by the end of this process, however it comes.
+    stdin: Option<ChildStdin>,
+}
+
+/// How starting the servers ended.
+pub(crate) enum Outcome {
+    Warm(Warm),
+    /// There is no way to have them on this machine as it is; the reason was printed.
+    Missing,
+}
+
+impl Warm {
+    /// Starts the servers with the program at `path`; its explanations go to the terminal.
+    pub(crate) fn start(path: &Path, dev_services: Option<&str>) -> Result<Outcome> {
+        announce("starting the servers");
+        let failed = |error| Failure::new(format!("could not run {}: {error}", path.display()));
+        let mut command = Command::new(path);
+        command.current_dir(crate::workspace::root());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        if let Some(mode) = dev_services {
+            command.env("MAESTRO_DEV_SERVICES", mode);
+        }
+        let mut child = command.spawn().map_err(failed)?;
+        let stdin = child.stdin.take();
+        let mut said = String::new();
+        if let Some(stdout) = child.stdout.take() {
+            BufReader::new(stdout)
+                .read_line(&mut said)
+                .map_err(failed)?;
+        }
+        if said.trim_end() == READY {
+            return Ok(Outcome::Warm(Self { child, stdin }));
+        }
+        let status = child.wait().map_err(failed)?;
+        if status.code() == Some(MISSING) {
+            Ok(Outcome::Missing)
+        } else {
+            Err(Failure::new("the servers did not start, see above"))
+        }
+    }
+}
+
+impl Drop for Warm {
+    fn drop(&mut self) {
+        drop(self.stdin.take());
+        // It has nothing left to do, and a zombie would outlive the tests.
+        if let Err(error) = self.child.wait() {
+            announce(&format!("could not wait for the servers' program: {error}"));
+        }
+    }
+}
+
+/// What the program prints once every server answers.
+const READY: &str = "ready";
+
+/// Its exit code when a server cannot be had on this machine as it is.
+const MISSING: i32 = 3;
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn program(name: &str, script: &str) -> std::path::PathBuf {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../target/tmp")
+            .join(format!("{name}-{}", std::process::id()));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    #[test]
+    fn the_program_is_told_to_end_when_the_servers_are_no_longer_needed() {
+        let done = program("done", "");
+        let script = format!("echo ready; cat >/dev/null; rm {}", done.display());
+        let path = program("warm", &script);
+        let Outcome::Warm(warm) = Warm::start(&path, None).unwrap() else {
+            panic!("it said ready");
+        };
+        assert!(done.exists());
+        drop(warm);
+        assert!(!done.exists());
+        fs::remove_file(path).unwrap();
+    }
+
+    #[test]
+    fn a_missing_server_is_told_from_one_that_does_not_start() {
+        let path = program("missing", "exit 3");
+        assert!(matches!(
+            Warm::start(&path, None).unwrap(),
+            Outcome::Missing
+        ));
+        fs::remove_file(path).unwrap();
+        let path = program("broken", "exit 1");
+        assert!(Warm::start(&path, None).is_err());
+        fs::remove_file(path).unwrap();
+    }
+}
