@@ -1,0 +1,191 @@
+//! RabbitMQ over AMQP 0-9-1.
+
+mod attribution;
+mod consume;
+mod declare;
+mod failure;
+mod link;
+mod publisher;
+mod version;
+mod wire;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+
+use crate::config::MessagingConfig;
+use crate::error::{Error, ErrorKind};
+use crate::topology::{Binding, Topology};
+use crate::transport::{Outgoing, Pending, Request, gave_up};
+
+pub(crate) use consume::{Deliveries, Settle};
+pub(crate) use failure::chain;
+use link::{Link, LinkState, Live, Purpose};
+use publisher::Publisher;
+
+/// The broker of a service: two links, and the task that publishes.
+#[derive(Debug)]
+pub(crate) struct Broker {
+    publish: Link,
+    consume: Link,
+    /// `None` once closed.
+    requests: Mutex<Option<mpsc::Sender<Request>>>,
+    publisher: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// How the links are, for the health check.
+#[derive(Clone, Debug)]
+pub(crate) enum Connectivity {
+    Up,
+    /// The broker has blocked publishing.
+    Blocked,
+    Down(String),
+}
+
+impl Broker {
+    pub(crate) fn start(config: &Arc<MessagingConfig>) -> Self {
+        let publish = Link::start(config, Purpose::Publish);
+        let consume = Link::start(config, Purpose::Consume);
+        // As many in line as in flight: a burst is taken, a stall is felt by the callers.
+        let (requests, queue) = mpsc::channel(config.publish_window);
+        let publisher = Publisher::new(Arc::clone(config), queue);
+        let publisher = tokio::spawn(publisher.run(publish.watch()));
+        Self {
+            publish,
+            consume,
+            requests: Mutex::new(Some(requests)),
+            publisher: Mutex::new(Some(publisher)),
+        }
+    }
+
+    /// Puts a message in line. Waits for room, until the deadline.
+    pub(crate) async fn send(
+        &self,
+        outgoing: Arc<Outgoing>,
+        deadline: Instant,
+    ) -> Result<Pending, Error> {
+        let requests = self.requests.lock().clone();
+        let Some(requests) = requests else {
+            return Err(gave_up(&outgoing, false, "the client is closed"));
+        };
+        let (request, pending) = Request::new(Arc::clone(&outgoing), deadline);
+        match tokio::time::timeout_at(deadline, requests.send(request)).await {
+            Ok(Ok(())) => Ok(pending),
+            Ok(Err(_)) => Err(gave_up(&outgoing, false, "the client is closed")),
+            Err(_) => Err(gave_up(&outgoing, false, "the deadline has passed in line")),
+        }
+    }
+
+    /// Waits until the broker can be consumed from; `None` when the client is closed.
+    pub(crate) async fn consuming(&self) -> Option<Arc<Live>> {
+        link::up(&mut self.consume.watch()).await
+    }
+
+    pub(crate) async fn open(
+        &self,
+        topology: &Topology,
+        queue: &str,
+        prefetch: u16,
+        tag: &str,
+    ) -> Result<Deliveries, Error> {
+        let live = self.consuming().await.ok_or_else(closed)?;
+        declare::declare(&live, topology).await?;
+        Deliveries::open(live, queue, prefetch, tag).await
+    }
+
+    pub(crate) async fn declare(&self, topology: &Topology) -> Result<(), Error> {
+        let live = self.reach("declaring").await?;
+        declare::declare(&live, topology).await
+    }
+
+    pub(crate) async fn bind_foreign(&self, binding: &Binding) -> Result<(), Error> {
+        let live = self.consuming().await.ok_or_else(closed)?;
+        declare::bind_foreign(&live, binding).await
+    }
+
+    pub(crate) async fn unbind(&self, binding: &Binding) -> Result<(), Error> {
+        let live = self.reach("unbinding").await?;
+        declare::unbind(&live, binding).await
+    }
+
+    /// Deliveries of a queue that are looked at and mostly given back. A consumer, not
+    /// `basic.get`: RabbitMQ 3.10 forgets what was got from a quorum queue without consumers when
+    /// the channel closes, and the messages stay unacknowledged until the queue's leader restarts.
+    pub(crate) async fn browse(&self, queue: &str, at_a_time: u16) -> Result<Deliveries, Error> {
+        let live = self.reach("reading a queue").await?;
+        Deliveries::open(live, queue, at_a_time, "").await
+    }
+
+    pub(crate) async fn count(&self, queue: &str) -> Result<(u64, u64), Error> {
+        let live = self.reach("counting messages").await?;
+        declare::count(&live, queue).await
+    }
+
+    /// Whether each link is up.
+    pub(crate) fn links(&self) -> [(&'static str, bool); 2] {
+        let is_up = |link: &Link| matches!(&*link.watch().borrow(), LinkState::Up(live) if !live.down().is_cancelled());
+        [
+            (Purpose::Publish.as_str(), is_up(&self.publish)),
+            (Purpose::Consume.as_str(), is_up(&self.consume)),
+        ]
+    }
+
+    pub(crate) fn connectivity(&self) -> Connectivity {
+        let states = [&self.publish, &self.consume].map(|link| link.watch().borrow().clone());
+        let mut blocked = false;
+        for state in states {
+            match state {
+                LinkState::Up(live) if !live.down().is_cancelled() => {
+                    blocked |= *live.blocked().borrow();
+                }
+                LinkState::Up(_) => return Connectivity::Down("the connection is gone".into()),
+                LinkState::Down(Some(error)) => return Connectivity::Down(error.to_string()),
+                LinkState::Down(None) => return Connectivity::Down("connecting".into()),
+                LinkState::Closed => return Connectivity::Down("closed".into()),
+            }
+        }
+        if blocked {
+            Connectivity::Blocked
+        } else {
+            Connectivity::Up
+        }
+    }
+
+    /// Lets publishes in flight finish, until the deadline, and closes both connections.
+    pub(crate) async fn close(&self, patience: Duration) {
+        self.requests.lock().take();
+        let publisher = self.publisher.lock().take();
+        if let Some(mut publisher) = publisher
+            && timeout(patience, &mut publisher).await.is_err()
+        {
+            tracing::warn!("publishes were still unconfirmed when the client closed");
+            self.publish.close().await;
+            // Ends now: its link is closed, and every wait of its own is bounded.
+            let _ = publisher.await;
+        }
+        self.publish.close().await;
+        self.consume.close().await;
+    }
+
+    /// The consuming link for an operation a caller waits for.
+    async fn reach(&self, what: &str) -> Result<Arc<Live>, Error> {
+        match timeout(REACH_DEADLINE, self.consuming()).await {
+            Ok(Some(live)) => Ok(live),
+            Ok(None) => Err(closed()),
+            Err(_) => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("{what}: no connection to the broker within {REACH_DEADLINE:?}"),
+            )),
+        }
+    }
+}
+
+fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "the messaging client is closed")
+}
+
+const REACH_DEADLINE: Duration = Duration::from_secs(10);

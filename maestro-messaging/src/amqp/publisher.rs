@@ -1,0 +1,511 @@
+//! One task owns the channel that publishes.
+//!
+//! The driver takes the delivery tag and queues the frames under different locks, so several tasks
+//! on one channel mix up their confirms; one task cannot, and is faster. It keeps a window of
+//! publishes in flight, polls only those that made progress, and matches returns to their messages
+//! (see `attribution`). A message whose answer is lost with its connection is published again under
+//! the same message id while its deadline lasts.
+
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use futures_util::task::AtomicWaker;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::{Channel, Confirmation};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, Interval, timeout};
+
+use crate::amqp::attribution::{Attribution, Sequence, Verdict};
+use crate::amqp::link::{self, LinkState, Live};
+use crate::amqp::{declare, failure};
+use crate::backoff::Backoff;
+use crate::config::MessagingConfig;
+use crate::error::{Error, ErrorKind};
+use crate::topology::Topology;
+use crate::transport::{Request, Stored};
+
+/// The task's state between channels.
+pub(crate) struct Publisher {
+    config: Arc<MessagingConfig>,
+    topology: Topology,
+    requests: mpsc::Receiver<Request>,
+    /// Lost with their channel, to be published again, oldest first.
+    again: VecDeque<Request>,
+}
+
+/// Why a channel is no longer used.
+enum End {
+    /// Nobody can publish any more and nothing is in flight.
+    Finished,
+    /// The channel or the connection failed.
+    Failed(String),
+}
+
+impl Publisher {
+    pub(crate) fn new(config: Arc<MessagingConfig>, requests: mpsc::Receiver<Request>) -> Self {
+        let topology = Topology::publisher(config.identity.service());
+        Self {
+            config,
+            topology,
+            requests,
+            again: VecDeque::new(),
+        }
+    }
+
+    /// Runs until every handle is gone and the window is empty, or the client is closed.
+    pub(crate) async fn run(mut self, mut state: watch::Receiver<LinkState>) {
+        let mut backoff = Backoff::reconnect();
+        loop {
+            let Some(live) = self.wait_for_link(&mut state).await else {
+                break;
+            };
+            let channel = match self.open(&live).await {
+                Ok(channel) => channel,
+                Err(error) => {
+                    tracing::warn!(error = %error, cause = %failure::chain(&error), "cannot open the publishing channel; trying on");
+                    let delay = backoff.next();
+                    tokio::select! {
+                        () = tokio::time::sleep(delay) => {}
+                        () = live.down().cancelled() => {}
+                    }
+                    continue;
+                }
+            };
+            let since = Instant::now();
+            let end = self.serve(&live, &channel).await;
+            match end {
+                End::Finished => {
+                    let _ = timeout(CLOSE_DEADLINE, channel.close(200, "done".into())).await;
+                    break;
+                }
+                End::Failed(reason) => {
+                    tracing::warn!(
+                        reason,
+                        unconfirmed = self.again.len(),
+                        "the publishing channel is gone; what was unconfirmed is published again"
+                    );
+                    if since.elapsed() > STABLE {
+                        backoff.reset();
+                    }
+                    if !live.down().is_cancelled() {
+                        tokio::time::sleep(backoff.next()).await;
+                    }
+                }
+            }
+        }
+        self.requests.close();
+        while let Some(request) = self.again.pop_front() {
+            request.give_up("the client was closed");
+        }
+        while let Ok(request) = self.requests.try_recv() {
+            request.give_up("the client was closed");
+        }
+    }
+
+    /// Waits for the link while callers' deadlines pass by themselves; `None` when it is closed.
+    async fn wait_for_link(&mut self, state: &mut watch::Receiver<LinkState>) -> Option<Arc<Live>> {
+        let live = link::up(state).await?;
+        let now = Instant::now();
+        let again = std::mem::take(&mut self.again);
+        for request in again {
+            if request.is_over(now) {
+                request.give_up("the deadline has passed");
+            } else {
+                self.again.push_back(request);
+            }
+        }
+        Some(live)
+    }
+
+    async fn open(&self, live: &Live) -> Result<Channel, Error> {
+        declare::declare(live, &self.topology).await?;
+        let channel = live.channel().await?;
+        match timeout(
+            CONFIRM_SELECT_DEADLINE,
+            channel.confirm_select(ConfirmSelectOptions::default()),
+        )
+        .await
+        {
+            Ok(Ok(())) => Ok(channel),
+            Ok(Err(error)) => Err(failure::of(&error, "switching publisher confirms on")),
+            Err(_) => {
+                live.fail();
+                Err(Error::new(
+                    ErrorKind::Timeout,
+                    "switching publisher confirms on: no answer",
+                ))
+            }
+        }
+    }
+
+    /// Publishes on one channel until it ends; what is unanswered then waits in `again`.
+    async fn serve(&mut self, live: &Live, channel: &Channel) -> End {
+        let window = self.config.publish_window;
+        let mut session = Session {
+            channel,
+            attribution: Attribution::new(),
+            slots: Slots::new(window),
+            early: Vec::new(),
+            lost: Vec::new(),
+            broken: None,
+            finished: false,
+            confirm_timeout: self.config.confirm_timeout,
+        };
+        let mut blocked = live.blocked();
+        let mut check = tokio::time::interval(CHECK_EVERY);
+        let end = loop {
+            let is_blocked = *blocked.borrow_and_update();
+            tokio::select! {
+                // The window first: answers that are there settle before anything else is decided.
+                biased;
+                end = session.drive(&mut self.again, &mut self.requests, &mut check, is_blocked) => break end,
+                () = live.down().cancelled() => {
+                    break End::Failed("the connection is gone".to_owned());
+                }
+                _ = blocked.changed() => {}
+            }
+        };
+        // The driver rejects what is in flight when it notices; whatever it rejected or not, none
+        // of it can be answered any more. Oldest first, before what was waiting already.
+        let Session {
+            attribution,
+            mut lost,
+            ..
+        } = session;
+        lost.extend(attribution.into_lost());
+        lost.sort_unstable_by_key(|(sequence, _)| *sequence);
+        for (_, request) in lost.into_iter().rev() {
+            self.again.push_front(request);
+        }
+        end
+    }
+}
+
+/// The window on one channel.
+struct Session<'c> {
+    channel: &'c Channel,
+    attribution: Attribution<Request>,
+    slots: Slots<'c>,
+    /// Answers that were there at the first poll; they belong to the next pass.
+    early: Vec<(usize, lapin::Result<Confirmation>)>,
+    lost: Vec<(Sequence, Request)>,
+    broken: Option<String>,
+    finished: bool,
+    confirm_timeout: Duration,
+}
+
+impl Session<'_> {
+    /// Resolves when the channel is of no more use.
+    async fn drive(
+        &mut self,
+        again: &mut VecDeque<Request>,
+        requests: &mut mpsc::Receiver<Request>,
+        check: &mut Interval,
+        blocked: bool,
+    ) -> End {
+        poll_fn(|cx| self.poll(cx, again, requests, check, blocked)).await
+    }
+
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        again: &mut VecDeque<Request>,
+        requests: &mut mpsc::Receiver<Request>,
+        check: &mut Interval,
+        blocked: bool,
+    ) -> Poll<End> {
+        self.slots.list.task.register(cx.waker());
+        loop {
+            let collected = self.collect();
+            if self.broken.is_some() {
+                return Poll::Ready(End::Failed(self.broken.take().unwrap_or_default()));
+            }
+            let published = !blocked && self.fill(cx, again, requests);
+            if self.finished && self.attribution.span() == 0 && again.is_empty() {
+                return Poll::Ready(End::Finished);
+            }
+            if !collected && !published {
+                break;
+            }
+        }
+        while check.poll_tick(cx).is_ready() {
+            if !blocked && self.is_stuck() {
+                return Poll::Ready(End::Failed(format!(
+                    "the oldest publish is unconfirmed for more than {:?}",
+                    self.confirm_timeout
+                )));
+            }
+        }
+        Poll::Pending
+    }
+
+    /// One pass over everything that made progress. True if there was anything.
+    fn collect(&mut self) -> bool {
+        let ready = self.slots.take_ready();
+        let early = std::mem::take(&mut self.early);
+        if ready.is_empty() && early.is_empty() {
+            return false;
+        }
+        for (slot, result) in early {
+            self.report(slot, result);
+        }
+        for slot in ready {
+            if let Poll::Ready(result) = self.slots.poll(slot) {
+                self.report(slot, result);
+            }
+        }
+        let lost = &mut self.lost;
+        self.attribution
+            .settle(|sequence, request, verdict| match verdict {
+                Verdict::Routed => request.answer(Ok(Stored { routed: true })),
+                Verdict::Unrouted => request.answer(Ok(Stored { routed: false })),
+                Verdict::Refused => {
+                    let error = refused(&request);
+                    request.answer(Err(error));
+                }
+                Verdict::Lost => lost.push((sequence, request)),
+            });
+        true
+    }
+
+    fn report(&mut self, slot: usize, result: lapin::Result<Confirmation>) {
+        let Some(sequence) = self.slots.free(slot) else {
+            return;
+        };
+        match result {
+            Ok(Confirmation::Ack(returned)) => {
+                self.attribution.ack(sequence, returned.map(matcher));
+            }
+            Ok(Confirmation::Nack(returned)) => {
+                self.attribution.nack(sequence, returned.map(matcher));
+            }
+            // Confirms are on; without them nothing is known about the message.
+            Ok(Confirmation::NotRequested) => self.attribution.lost(sequence),
+            Err(error) => {
+                self.attribution.lost(sequence);
+                self.broken.get_or_insert_with(|| error.to_string());
+            }
+        }
+    }
+
+    /// Publishes while the window has room. True if anything was published.
+    fn fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        again: &mut VecDeque<Request>,
+        requests: &mut mpsc::Receiver<Request>,
+    ) -> bool {
+        let mut published = false;
+        // Holes behind an old unconfirmed publish are cheap, but not without end.
+        let span_limit = self.slots.len().saturating_mul(SPAN_FACTOR);
+        while self.slots.has_room() && self.attribution.span() < span_limit {
+            let request = match again.pop_front() {
+                Some(request) => request,
+                None if self.finished => break,
+                None => match requests.poll_recv(cx) {
+                    Poll::Ready(Some(request)) => request,
+                    Poll::Ready(None) => {
+                        self.finished = true;
+                        break;
+                    }
+                    Poll::Pending => break,
+                },
+            };
+            let now = Instant::now();
+            if request.is_over(now) {
+                request.give_up("the deadline has passed");
+                published = true;
+                continue;
+            }
+            self.publish(request, now);
+            published = true;
+        }
+        published
+    }
+
+    fn publish(&mut self, mut request: Request, now: Instant) {
+        request.sent_at = Some(now);
+        request.sent.store(true, Ordering::Relaxed);
+        let outgoing = Arc::clone(&request.outgoing);
+        let channel = self.channel;
+        let sequence = self.attribution.published(request);
+        let future = Box::pin(async move {
+            let options = BasicPublishOptions {
+                mandatory: true,
+                immediate: false,
+            };
+            channel
+                .basic_publish(
+                    outgoing.exchange.clone(),
+                    outgoing.routing_key.clone(),
+                    options,
+                    &outgoing.body,
+                    outgoing.properties.clone(),
+                )
+                .await?
+                .await
+        });
+        // The first poll takes the delivery tag and queues the frames: in order, by one task.
+        if let Some((slot, Poll::Ready(result))) = self.slots.start(sequence, future) {
+            self.early.push((slot, result));
+        }
+    }
+
+    fn is_stuck(&self) -> bool {
+        self.attribution
+            .oldest()
+            .and_then(|request| request.sent_at)
+            .is_some_and(|at| at.elapsed() > self.confirm_timeout)
+    }
+}
+
+type Confirming<'c> = Pin<Box<dyn Future<Output = lapin::Result<Confirmation>> + Send + 'c>>;
+
+/// The publishes in flight, polled only when woken. The wakers live as long as the channel: a
+/// publish allocates none.
+struct Slots<'c> {
+    all: Vec<Slot<'c>>,
+    vacant: Vec<usize>,
+    list: Arc<ReadyList>,
+}
+
+struct Slot<'c> {
+    sequence: Sequence,
+    future: Option<Confirming<'c>>,
+    flag: Arc<SlotWaker>,
+    waker: Waker,
+}
+
+/// Slots that were woken, in the order of waking: what the driver completed first comes first.
+struct ReadyList {
+    ready: Mutex<Vec<usize>>,
+    task: AtomicWaker,
+}
+
+struct SlotWaker {
+    index: usize,
+    queued: AtomicBool,
+    list: Arc<ReadyList>,
+}
+
+impl Wake for SlotWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.queued.swap(true, Ordering::AcqRel) {
+            self.list.ready.lock().push(self.index);
+        }
+        self.list.task.wake();
+    }
+}
+
+impl<'c> Slots<'c> {
+    fn new(window: usize) -> Self {
+        let list = Arc::new(ReadyList {
+            ready: Mutex::new(Vec::with_capacity(window)),
+            task: AtomicWaker::new(),
+        });
+        let all = (0..window)
+            .map(|index| {
+                let flag = Arc::new(SlotWaker {
+                    index,
+                    queued: AtomicBool::new(false),
+                    list: Arc::clone(&list),
+                });
+                Slot {
+                    sequence: 0,
+                    future: None,
+                    waker: Waker::from(Arc::clone(&flag)),
+                    flag,
+                }
+            })
+            .collect();
+        Self {
+            all,
+            vacant: (0..window).rev().collect(),
+            list,
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    fn has_room(&self) -> bool {
+        !self.vacant.is_empty()
+    }
+
+    fn take_ready(&self) -> Vec<usize> {
+        std::mem::take(&mut *self.list.ready.lock())
+    }
+
+    fn start(
+        &mut self,
+        sequence: Sequence,
+        future: Confirming<'c>,
+    ) -> Option<(usize, Poll<lapin::Result<Confirmation>>)> {
+        let index = self.vacant.pop()?;
+        let slot = self.all.get_mut(index)?;
+        slot.sequence = sequence;
+        slot.future = Some(future);
+        Some((index, self.poll(index)))
+    }
+
+    fn poll(&mut self, index: usize) -> Poll<lapin::Result<Confirmation>> {
+        let Some(slot) = self.all.get_mut(index) else {
+            return Poll::Pending;
+        };
+        // Before the poll: a wake during it has to be noted again.
+        slot.flag.queued.store(false, Ordering::Release);
+        let Some(future) = slot.future.as_mut() else {
+            return Poll::Pending;
+        };
+        let polled = future.as_mut().poll(&mut Context::from_waker(&slot.waker));
+        if polled.is_ready() {
+            slot.future = None;
+        }
+        polled
+    }
+
+    /// Frees a slot whose publish was answered.
+    fn free(&mut self, index: usize) -> Option<Sequence> {
+        let sequence = self.all.get(index)?.sequence;
+        self.vacant.push(index);
+        Some(sequence)
+    }
+}
+
+fn matcher(returned: lapin::message::BasicReturnMessage) -> impl Fn(&Request) -> bool {
+    move |request| {
+        let outgoing = &request.outgoing;
+        outgoing.properties.message_id() == returned.properties.message_id()
+            && outgoing.exchange == returned.exchange
+            && outgoing.routing_key == returned.routing_key
+    }
+}
+
+fn refused(request: &Request) -> Error {
+    let outgoing = &request.outgoing;
+    Error::new(
+        ErrorKind::Rejected,
+        format!(
+            "publishing `{}` to `{}`: at least one bound queue refused it (full); others may have stored it",
+            outgoing.routing_key, outgoing.exchange
+        ),
+    )
+}
+
+/// The oldest publish can be this many windows behind the newest before publishing pauses.
+const SPAN_FACTOR: usize = 16;
+const CHECK_EVERY: Duration = Duration::from_secs(1);
+const CONFIRM_SELECT_DEADLINE: Duration = Duration::from_secs(5);
+const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
+const STABLE: Duration = Duration::from_secs(10);

@@ -1,0 +1,74 @@
+//! One check: it looks at what is known, and asks nobody.
+
+use std::sync::Arc;
+
+use maestro_metrics::{Criticality, DrainPhase, DrainStep, HealthCheck, HealthStatus, Leftover};
+
+use crate::amqp::Connectivity;
+use crate::client::Messaging;
+use crate::subscription::ConsumerState;
+
+impl Messaging {
+    /// The check for the service's health: degraded while disconnected, blocked, or with a consumer
+    /// that does not consume. A broker outage must not take the HTTP side down with it; a service
+    /// that cannot work without its broker makes it critical
+    /// ([`HealthCheck::criticality`]).
+    pub fn health_check(&self) -> HealthCheck {
+        // Weak: a check that is still registered must not keep a closed client's tasks alive.
+        let inner = Arc::downgrade(self.inner());
+        HealthCheck::new("rabbitmq", Criticality::Degrading, move || {
+            let inner = inner.upgrade();
+            async move {
+                let Some(inner) = inner else {
+                    return HealthStatus::unhealthy("the messaging client is gone");
+                };
+                match inner.broker.connectivity() {
+                    Connectivity::Down(reason) => {
+                        return HealthStatus::unhealthy(format!("message broker: {reason}"));
+                    }
+                    Connectivity::Blocked => {
+                        return HealthStatus::degraded(
+                            "message broker: publishing is blocked by a memory or disk alarm",
+                        );
+                    }
+                    Connectivity::Up => {}
+                }
+                for consumer in inner.consumers() {
+                    if let ConsumerState::Interrupted(reason) | ConsumerState::Degraded(reason) =
+                        consumer.state()
+                    {
+                        return HealthStatus::degraded(format!(
+                            "consumer of `{}`: {reason}",
+                            consumer.queue()
+                        ));
+                    }
+                }
+                HealthStatus::healthy()
+            }
+        })
+    }
+
+    /// What to do at shutdown: drain the consumers, later close the connections.
+    pub fn drain_steps(&self) -> Vec<DrainStep> {
+        let consumers = self.clone();
+        let connections = self.clone();
+        vec![
+            DrainStep::new(
+                "messaging consumers",
+                DrainPhase::Consumers,
+                move |_| async move {
+                    let drained = consumers.drain().await;
+                    Leftover::of(drained.abandoned, "handlers that did not finish")
+                },
+            ),
+            DrainStep::new(
+                "messaging connections",
+                DrainPhase::Pools,
+                move |_| async move {
+                    connections.close().await;
+                    Leftover::none()
+                },
+            ),
+        ]
+    }
+}

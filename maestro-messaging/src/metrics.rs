@@ -1,0 +1,201 @@
+//! The crate's metric catalogue, declared once as data.
+
+use maestro_metrics::{Catalogue, Counter, Family, Gauge, Histogram, Metric, Registry};
+
+const SENT: Metric<Counter, 3> = Metric::counter(
+    "messaging_client_sent_messages_total",
+    "Publishes by exchange and outcome (`error_type` is empty when the broker has the message).",
+)
+.labels([
+    "messaging_system",
+    "messaging_destination_name",
+    "error_type",
+])
+.development();
+const PUBLISH_DURATION: Metric<Histogram, 3> = Metric::seconds(
+    "messaging_client_operation_duration_seconds",
+    "Time from the call to the broker's answer, by operation and exchange.",
+)
+.labels([
+    "messaging_system",
+    "messaging_operation_name",
+    "messaging_destination_name",
+])
+.development();
+const CONSUMED: Metric<Counter, 2> = Metric::counter(
+    "messaging_client_consumed_messages_total",
+    "Deliveries by queue.",
+)
+.labels(["messaging_system", "messaging_destination_name"])
+.development();
+const PROCESS_DURATION: Metric<Histogram, 3> = Metric::seconds(
+    "messaging_process_duration_seconds",
+    "Time in handlers by queue and outcome (`error_type` is empty when it succeeded).",
+)
+.labels([
+    "messaging_system",
+    "messaging_destination_name",
+    "error_type",
+])
+.development();
+const UNROUTED: Metric<Counter, 1> = Metric::counter(
+    "maestro_messaging_unrouted_total",
+    "Events that nobody listened to, by event type.",
+)
+.labels(["event"]);
+const SETTLED: Metric<Counter, 2> = Metric::counter(
+    "maestro_messaging_settled_total",
+    "Deliveries by queue and what became of them: acked, retried, dead-lettered, returned, failed.",
+)
+.labels(["queue", "result"]);
+const IN_FLIGHT: Metric<Gauge, 1> = Metric::gauge(
+    "maestro_messaging_handlers_in_flight",
+    "Handlers running, by queue.",
+)
+.labels(["queue"]);
+const CONNECTED: Metric<Gauge, 1> = Metric::gauge(
+    "maestro_messaging_connected",
+    "1 while the connection is up, by purpose (publish, consume).",
+)
+.labels(["purpose"]);
+const BLOCKED: Metric<Gauge> = Metric::gauge(
+    "maestro_messaging_blocked",
+    "1 while the broker blocks publishing (memory or disk alarm).",
+);
+const LAST_ALIVE: Metric<Gauge, 1> = Metric::gauge(
+    "maestro_messaging_consumer_last_alive_seconds",
+    "Seconds since the consumer of a queue was last seen working.",
+)
+.labels(["queue"]);
+const LAG: Metric<Gauge, 1> = Metric::gauge(
+    "maestro_messaging_consumer_lag_seconds",
+    "Age of the message delivered last when it came, by queue; 0 once the queue is empty.",
+)
+.labels(["queue"]);
+const DEPTH: Metric<Gauge, 1> = Metric::gauge(
+    "maestro_messaging_queue_depth",
+    "Messages ready in a queue of this service.",
+)
+.labels(["queue"]);
+const DLQ_DEPTH: Metric<Gauge, 1> = Metric::gauge(
+    "maestro_messaging_dlq_depth",
+    "Messages in a dead-letter queue of this service.",
+)
+.labels(["queue"]);
+
+/// Every metric of this crate; `docs/metrics.md`, dashboards and rules come from it.
+pub const CATALOGUE: Catalogue = Catalogue::new(
+    "maestro-messaging",
+    &[
+        SENT.describe(),
+        PUBLISH_DURATION.describe(),
+        CONSUMED.describe(),
+        PROCESS_DURATION.describe(),
+        UNROUTED.describe(),
+        SETTLED.describe(),
+        IN_FLIGHT.describe(),
+        CONNECTED.describe(),
+        BLOCKED.describe(),
+        LAST_ALIVE.describe(),
+        LAG.describe(),
+        DEPTH.describe(),
+        DLQ_DEPTH.describe(),
+    ],
+);
+
+/// The handles of one client.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    sent: Family<Counter, 3>,
+    pub(crate) published: Counter,
+    pub(crate) publish_duration: Histogram,
+    pub(crate) unrouted: Family<Counter, 1>,
+    consumed: Family<Counter, 2>,
+    process_duration: Family<Histogram, 3>,
+    settled: Family<Counter, 2>,
+    in_flight: Family<Gauge, 1>,
+    pub(crate) connected: Family<Gauge, 1>,
+    pub(crate) blocked: Gauge,
+    last_alive: Family<Gauge, 1>,
+    lag: Family<Gauge, 1>,
+    depth: Family<Gauge, 1>,
+    dlq_depth: Family<Gauge, 1>,
+    events_exchange: String,
+}
+
+impl Metrics {
+    pub(crate) fn new(registry: &Registry, events_exchange: String) -> Self {
+        let sent = registry.family(&SENT);
+        Self {
+            published: sent.with([SYSTEM, &events_exchange, ""]),
+            publish_duration: registry.family(&PUBLISH_DURATION).with([
+                SYSTEM,
+                "publish",
+                &events_exchange,
+            ]),
+            sent,
+            unrouted: registry.family(&UNROUTED),
+            consumed: registry.family(&CONSUMED),
+            process_duration: registry.family(&PROCESS_DURATION),
+            settled: registry.family(&SETTLED),
+            in_flight: registry.family(&IN_FLIGHT),
+            connected: registry.family(&CONNECTED),
+            blocked: registry.metric(&BLOCKED),
+            last_alive: registry.family(&LAST_ALIVE),
+            lag: registry.family(&LAG),
+            depth: registry.family(&DEPTH),
+            dlq_depth: registry.family(&DLQ_DEPTH),
+            events_exchange,
+        }
+    }
+
+    pub(crate) fn publish_failed(&self, error_type: &str) {
+        self.sent
+            .with([SYSTEM, &self.events_exchange, error_type])
+            .increment();
+    }
+
+    pub(crate) fn queue(&self, queue: &str, dead: &str) -> QueueMetrics {
+        let settled = |result| self.settled.with([queue, result]);
+        let processed = |error| self.process_duration.with([SYSTEM, queue, error]);
+        QueueMetrics {
+            consumed: self.consumed.with([SYSTEM, queue]),
+            succeeded: processed(""),
+            failed: processed("failed"),
+            timed_out: processed("timeout"),
+            panicked: processed("panic"),
+            acked: settled("acked"),
+            retried: settled("retried"),
+            dead_lettered: settled("dead-lettered"),
+            returned: settled("returned"),
+            unsettled: settled("failed"),
+            in_flight: self.in_flight.with([queue]),
+            last_alive: self.last_alive.with([queue]),
+            lag: self.lag.with([queue]),
+            depth: self.depth.with([queue]),
+            dlq_depth: self.dlq_depth.with([dead]),
+        }
+    }
+}
+
+/// The handles of one subscription.
+#[derive(Clone, Debug)]
+pub(crate) struct QueueMetrics {
+    pub(crate) consumed: Counter,
+    pub(crate) succeeded: Histogram,
+    pub(crate) failed: Histogram,
+    pub(crate) timed_out: Histogram,
+    pub(crate) panicked: Histogram,
+    pub(crate) acked: Counter,
+    pub(crate) retried: Counter,
+    pub(crate) dead_lettered: Counter,
+    pub(crate) returned: Counter,
+    pub(crate) unsettled: Counter,
+    pub(crate) in_flight: Gauge,
+    pub(crate) last_alive: Gauge,
+    pub(crate) lag: Gauge,
+    pub(crate) depth: Gauge,
+    pub(crate) dlq_depth: Gauge,
+}
+
+const SYSTEM: &str = "rabbitmq";

@@ -1,0 +1,312 @@
+//! Subscribing: which events, how handled, and the handle on the running consumer.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use maestro_config::{ServiceName, SubscriptionName};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::client::Messaging;
+use crate::consumer::{ConsumerTask, Spec};
+use crate::error::{Error, ErrorKind};
+use crate::event::{Event, is_event_type};
+use crate::handler::{ErasedHandler, HandlerError, MessageContext, erase};
+use crate::topology::{Binding, QueueOptions, Topology};
+
+/// A subscription being built; [`start`](Self::start) runs it.
+///
+/// ```no_run
+/// # use maestro_messaging::{Event, Messaging};
+/// # #[derive(serde::Serialize, serde::Deserialize)] struct OrderPlaced { order_id: String }
+/// # impl Event for OrderPlaced { const TYPE: &'static str = "order.placed.v1"; }
+/// # async fn bill(order: String) -> std::io::Result<()> { Ok(()) }
+/// # async fn run(messaging: Messaging) -> Result<(), maestro_messaging::Error> {
+/// let consumer = messaging
+///     .subscription("billing")
+///     .on("quality-fabric", |event: OrderPlaced, _context| async move {
+///         bill(event.order_id).await?;
+///         Ok(())
+///     })
+///     .start()
+///     .await?;
+/// # consumer.drain().await;
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "nothing is consumed until it is started"]
+pub struct Subscription {
+    messaging: Messaging,
+    name: String,
+    handlers: HashMap<&'static str, ErasedHandler>,
+    events: Vec<(ServiceName, String)>,
+    retired: Vec<(ServiceName, String)>,
+    options: QueueOptions,
+    prefetch: u16,
+    concurrency: usize,
+    handler_timeout: Duration,
+    problem: Option<Error>,
+}
+
+impl Subscription {
+    pub(crate) fn new(messaging: &Messaging, name: &str) -> Self {
+        let config = &messaging.inner().config;
+        Self {
+            messaging: messaging.clone(),
+            name: name.to_owned(),
+            handlers: HashMap::new(),
+            events: Vec::new(),
+            retired: Vec::new(),
+            options: QueueOptions::default(),
+            prefetch: config.prefetch,
+            concurrency: config.concurrency,
+            handler_timeout: config.handler_timeout,
+            problem: None,
+        }
+    }
+
+    /// Handles an event that the service `publisher` publishes. One handler for each event type.
+    ///
+    /// The message is acknowledged when the handler has returned `Ok`; a handler can run twice for
+    /// one message (crash, lost connection), so effects go through the inbox or are idempotent. A
+    /// handler that exceeds `MAESTRO_MESSAGING_HANDLER_TIMEOUT` is dropped at its next await, and
+    /// that, a panic, and an `Err` are failures of this message alone.
+    pub fn on<E, F, Fut>(mut self, publisher: &str, handler: F) -> Self
+    where
+        E: Event,
+        F: Fn(E, MessageContext) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), HandlerError>> + Send + 'static,
+    {
+        const {
+            assert!(
+                is_event_type(E::TYPE),
+                "an event's TYPE is `<noun>.<past-participle>.v<major>`, such as `order.placed.v1`"
+            );
+        }
+        match publisher.parse() {
+            Ok(publisher) => self.events.push((publisher, E::TYPE.to_owned())),
+            Err(error) => self.note(&format!("its publisher {error}")),
+        }
+        if self.handlers.insert(E::TYPE, erase(handler)).is_some() {
+            self.note(&format!("two handlers for `{}`", E::TYPE));
+        }
+        self
+    }
+
+    /// Stops receiving an event that earlier versions of this service handled: its binding is
+    /// removed at start. Until then, messages of that type are dead-lettered as unknown.
+    pub fn retire(mut self, publisher: &str, event_type: &str) -> Self {
+        match publisher.parse() {
+            Ok(publisher) => self.retired.push((publisher, event_type.to_owned())),
+            Err(error) => self.note(&format!("its retired publisher {error}")),
+        }
+        self
+    }
+
+    /// Deliveries held unacknowledged; `MAESTRO_MESSAGING_PREFETCH` otherwise.
+    pub fn prefetch(mut self, deliveries: u16) -> Self {
+        self.prefetch = deliveries.max(1);
+        self
+    }
+
+    /// Handlers running at a time; `MAESTRO_MESSAGING_CONCURRENCY` otherwise.
+    pub fn concurrency(mut self, handlers: usize) -> Self {
+        self.concurrency = handlers.max(1);
+        self
+    }
+
+    /// Longest time a handler may take; `MAESTRO_MESSAGING_HANDLER_TIMEOUT` otherwise.
+    pub fn handler_timeout(mut self, limit: Duration) -> Self {
+        self.handler_timeout = limit;
+        self
+    }
+
+    /// Messages that wait longer than this are dead-lettered by the broker. Off by default. Part of
+    /// the queue's arguments: changing it later needs a new queue.
+    pub fn time_to_live(mut self, limit: Duration) -> Self {
+        self.options.time_to_live = Some(limit);
+        self
+    }
+
+    /// A queue with so many messages refuses more. Off by default, and rarely right for events: one
+    /// full queue makes the publisher's confirm negative for all. Part of the queue's arguments:
+    /// changing it later needs a new queue.
+    pub fn max_length(mut self, messages: u64) -> Self {
+        self.options.max_length = Some(messages);
+        self
+    }
+
+    /// Starts consuming in the background and returns at once, whether the broker is up or not.
+    /// Fails only on what no retry can mend: names, and two handlers for one event.
+    #[expect(
+        clippy::unused_async,
+        reason = "starting may come to wait for something; callers await it already"
+    )]
+    pub async fn start(self) -> Result<Consumer, Error> {
+        if let Some(problem) = self.problem {
+            return Err(problem);
+        }
+        let inner = self.messaging.inner();
+        let name: SubscriptionName = self.name.parse().map_err(|error| {
+            Error::new(
+                ErrorKind::Config,
+                format!("starting a subscription: {error}"),
+            )
+        })?;
+        if self.handlers.is_empty() {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!("starting subscription `{name}`: it handles no event; add `.on(…)`"),
+            ));
+        }
+        let service = inner.service();
+        let queue = service.queue(&name);
+        let dead_letter_queue = service.dead_letter_queue(&name);
+        let topology = Topology::subscription(
+            service,
+            &name,
+            &self.events,
+            inner.config.retry_delays(),
+            &self.options,
+        );
+        let retired = self
+            .retired
+            .iter()
+            .map(|(publisher, event_type)| Binding {
+                queue: queue.clone(),
+                exchange: publisher.events_exchange(),
+                routing_key: event_type.clone(),
+            })
+            .collect();
+        let spec = Spec {
+            name: name.as_str().into(),
+            metrics: inner.metrics.queue(&queue, &dead_letter_queue),
+            queue,
+            dead_letter_queue,
+            topology,
+            retired,
+            handlers: self.handlers,
+            prefetch: self.prefetch,
+            concurrency: self.concurrency.min(usize::from(self.prefetch)),
+            handler_timeout: self.handler_timeout,
+        };
+        inner.start_consumer(spec)
+    }
+
+    fn note(&mut self, problem: &str) {
+        let problem = Error::new(
+            ErrorKind::Config,
+            format!("starting subscription `{}`: {problem}", self.name),
+        );
+        self.problem.get_or_insert(problem);
+    }
+}
+
+impl std::fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Subscription")
+            .field("name", &self.name)
+            .field("events", &self.events)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How a consumer is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ConsumerState {
+    /// Not consuming yet.
+    Starting,
+    /// Consuming everything it subscribed to.
+    Consuming,
+    /// Consuming, but not all of it, or slowly; why.
+    Degraded(String),
+    /// Not consuming, and trying to; why.
+    Interrupted(String),
+    /// Drained or closed.
+    Stopped,
+}
+
+/// A handle on a running subscription. Dropping it changes nothing: the consumer belongs to the
+/// client and runs until it is drained or the client is closed.
+#[derive(Clone, Debug)]
+pub struct Consumer {
+    pub(crate) queue: Arc<str>,
+    pub(crate) dead_letter_queue: Arc<str>,
+    pub(crate) state: watch::Receiver<ConsumerState>,
+    pub(crate) drain: CancellationToken,
+    pub(crate) done: watch::Receiver<Option<Drained>>,
+}
+
+/// What a drain did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Drained {
+    /// Deliveries that were not started and went back to the queue.
+    pub handed_back: u64,
+    /// Handlers that did not finish in time; their messages go back to the queue, their effects may
+    /// be half-done.
+    pub abandoned: u64,
+}
+
+impl Consumer {
+    /// The queue's name.
+    pub fn queue(&self) -> &str {
+        &self.queue
+    }
+
+    /// How it is now.
+    pub fn state(&self) -> ConsumerState {
+        self.state.borrow().clone()
+    }
+
+    /// Waits until it consumes everything it subscribed to, or is stopped. A service does not need
+    /// it; a test does.
+    pub async fn ready(&self) {
+        let mut state = self.state.clone();
+        let settled = |state: &ConsumerState| {
+            matches!(state, ConsumerState::Consuming | ConsumerState::Stopped)
+        };
+        // An error means that the task is gone, which is stopped too.
+        let _ = state.wait_for(settled).await;
+    }
+
+    /// Stops receiving, finishes the handlers in flight, hands the rest back, and ends; bounded by
+    /// `MAESTRO_MESSAGING_DRAIN_TIMEOUT`. Dropping the future does not stop the drain.
+    pub async fn drain(&self) -> Drained {
+        self.drain.cancel();
+        let mut done = self.done.clone();
+        match done.wait_for(Option::is_some).await {
+            Ok(drained) => drained.unwrap_or_default(),
+            Err(_) => Drained::default(),
+        }
+    }
+}
+
+/// Runs a consumer's task and gives its handle.
+pub(crate) fn spawn(
+    queue: &str,
+    dead_letter_queue: &str,
+    task: impl FnOnce(watch::Sender<ConsumerState>, CancellationToken) -> ConsumerTask,
+) -> (Consumer, JoinHandle<()>) {
+    let (state, watching) = watch::channel(ConsumerState::Starting);
+    let (finished, done) = watch::channel(None);
+    let drain = CancellationToken::new();
+    let task = task(state, drain.clone());
+    let handle = tokio::spawn(async move {
+        let drained = task.run().await;
+        finished.send_replace(Some(drained));
+    });
+    let consumer = Consumer {
+        queue: queue.into(),
+        dead_letter_queue: dead_letter_queue.into(),
+        state: watching,
+        drain,
+        done,
+    };
+    (consumer, handle)
+}

@@ -1,0 +1,13 @@
+//! The crate on a real RabbitMQ.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    unreachable_pub,
+    reason = "a test says what it expects by unwrapping; nobody links it"
+)]
+
+mod consume;
+mod dead_letters;
+mod publish;
+mod support;

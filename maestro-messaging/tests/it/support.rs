@@ -1,0 +1,150 @@
+//! Services, events and conditions shared by the tests.
+
+use std::borrow::Cow;
+use std::future::Future;
+use std::time::Duration;
+
+use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::FieldTable;
+use maestro_config::Environment;
+use maestro_messaging::{Event, Messaging, MessagingConfig};
+use maestro_testkit::{Sandbox, Service, Stack};
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+/// An event with a number, so that tests can count.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placed {
+    pub number: u64,
+    pub key: String,
+}
+
+impl Event for Placed {
+    const TYPE: &'static str = "order.placed.v1";
+
+    fn key(&self) -> Option<Cow<'_, str>> {
+        Some(self.key.as_str().into())
+    }
+}
+
+/// An event nobody is bound for.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Ignored {
+    pub number: u64,
+}
+
+impl Event for Ignored {
+    const TYPE: &'static str = "order.ignored.v1";
+}
+
+/// An event whose queue is full.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Surplus {
+    pub number: u64,
+}
+
+impl Event for Surplus {
+    const TYPE: &'static str = "order.surplus.v1";
+}
+
+pub fn placed(number: u64) -> Placed {
+    Placed {
+        number,
+        key: format!("key-{}", number % 10),
+    }
+}
+
+/// A place on the shared RabbitMQ.
+pub async fn sandbox() -> Sandbox {
+    let stack = Stack::builder()
+        .only([Service::Rabbitmq])
+        .start()
+        .await
+        .unwrap();
+    stack.sandbox("orders").await.unwrap()
+}
+
+/// A RabbitMQ of the test's own, with a place on it.
+pub async fn dedicated() -> (Stack, Sandbox) {
+    let stack = Stack::builder()
+        .only([Service::Rabbitmq])
+        .dedicated()
+        .await
+        .unwrap();
+    let sandbox = stack.sandbox("orders").await.unwrap();
+    (stack, sandbox)
+}
+
+pub fn config(sandbox: &Sandbox, extra: &[(&str, &str)]) -> MessagingConfig {
+    let mut pairs = sandbox.environment();
+    for (name, value) in extra {
+        pairs.push((format!("MAESTRO_MESSAGING_{name}"), (*value).to_owned()));
+    }
+    Environment::from_pairs(pairs).read().unwrap()
+}
+
+pub async fn client(sandbox: &Sandbox, extra: &[(&str, &str)]) -> Messaging {
+    Messaging::connect(config(sandbox, extra)).await.unwrap()
+}
+
+/// Waits for a condition; a test that waits longer than this has failed.
+pub async fn eventually<F: Future<Output = bool>>(what: &str, condition: impl FnMut() -> F) {
+    within(Duration::from_mins(1), what, condition).await;
+}
+
+pub async fn within<F: Future<Output = bool>>(
+    limit: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> F,
+) {
+    let deadline = Instant::now() + limit;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The broker as seen past the SDK, as the service's own user.
+pub struct Raw {
+    connection: lapin::Connection,
+}
+
+impl Raw {
+    pub async fn connect(sandbox: &Sandbox) -> Self {
+        let url = sandbox
+            .direct_environment()
+            .into_iter()
+            .find(|(name, _)| name == "MAESTRO_MESSAGING_URL")
+            .unwrap()
+            .1;
+        let connection = lapin::Connection::connect(&url, lapin::ConnectionProperties::default())
+            .await
+            .unwrap();
+        Self { connection }
+    }
+
+    pub async fn channel(&self) -> lapin::Channel {
+        self.connection.create_channel().await.unwrap()
+    }
+
+    /// Messages ready in a queue; `None` if it does not exist.
+    pub async fn depth(&self, queue: &str) -> Option<u32> {
+        let channel = self.channel().await;
+        let options = QueueDeclareOptions {
+            passive: true,
+            ..QueueDeclareOptions::default()
+        };
+        let declared = channel
+            .queue_declare(queue.into(), options, FieldTable::default())
+            .await;
+        declared.ok().map(|queue| queue.message_count())
+    }
+
+    pub async fn delete(&self, queue: &str) {
+        let channel = self.channel().await;
+        channel
+            .queue_delete(queue.into(), QueueDeleteOptions::default())
+            .await
+            .unwrap();
+    }
+}
