@@ -11,6 +11,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 
 use crate::config::{DbConfig, Endpoint, Pooler, SslMode, Timeouts};
 use crate::error::{Error, ErrorKind, classify};
+use crate::pooler::MARK;
 
 /// What a connection is for; decides its session rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub(crate) struct Connector {
     options: PgConnectOptions,
     password: Password,
     timeout: Duration,
+    pooler: Pooler,
+    rules: Vec<(&'static str, String)>,
 }
 
 /// The password as it is now: a rotation replaces it for every connection opened afterwards.
@@ -70,7 +73,11 @@ impl Connector {
         password: Password,
     ) -> Result<Self, Error> {
         install_crypto_provider();
-        let pooled = purpose == Purpose::Service && config.pooler == Pooler::PgBouncer;
+        let pooler = match purpose {
+            Purpose::Service => config.pooler,
+            Purpose::Direct | Purpose::Migration => Pooler::None,
+        };
+        let rules = session_rules(&config.timeouts, purpose);
         let mut options = base(endpoint)?
             .application_name(&config.application_name)
             .ssl_mode(ssl_mode(config, endpoint));
@@ -83,18 +90,35 @@ impl Connector {
         if let Some((cert, key)) = &config.tls.client {
             options = options.ssl_client_cert(cert).ssl_client_key(key);
         }
-        options = if pooled {
-            // PgBouncer refuses both; the session rules are settings of the role there.
-            options.extra_float_digits(None)
-        } else {
-            options.options(session_rules(&config.timeouts, purpose))
+        options = match pooler {
+            // It refuses both; the session rules are settings of the role there.
+            Pooler::PgBouncer => options.extra_float_digits(None),
+            Pooler::None => options
+                .options(rules.iter().map(|(name, value)| (*name, value.as_str())))
+                .options([MARK]),
         };
         Ok(Self {
             endpoint: endpoint.clone(),
             options: options.disable_statement_logging(),
             password,
             timeout: config.timeouts.connect,
+            pooler,
+            rules,
         })
+    }
+
+    /// Longest time to open one connection.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    pub(crate) fn pooler(&self) -> Pooler {
+        self.pooler
+    }
+
+    /// Settings that each session should have, as `pg_settings` shows them.
+    pub(crate) fn rules(&self) -> &[(&'static str, String)] {
+        &self.rules
     }
 
     pub(crate) fn endpoint(&self) -> &Endpoint {
@@ -153,6 +177,8 @@ impl Connector {
         let kind = match classify(&error) {
             // While connecting, a refusal is about settings and not about a statement.
             ErrorKind::Rejected => ErrorKind::Config,
+            // And so is a start-up message that the other end does not take.
+            _ if code.as_deref() == Some("08P01") => ErrorKind::Config,
             kind => kind,
         };
         Error::new(

@@ -47,8 +47,8 @@ impl<'c> Executor<'c> for &'c Db {
         let request = Request::take(query);
         let pool = self.pool();
         outlet::stream(move |outlet| async move {
-            let request = request?;
-            let (mut lease, statement) = lease_for(pool, &request).await?;
+            let mut request = request?;
+            let (mut lease, statement) = lease_for(pool, &mut request).await?;
             lease.stream(&statement, request, &outlet).await
         })
     }
@@ -132,9 +132,15 @@ impl<'c> Executor<'c> for &'c Db {
     }
 }
 
-async fn lease_for(pool: &Pool, request: &Request) -> Result<(Lease, Arc<Statement>), sqlx::Error> {
+async fn lease_for(
+    pool: &Pool,
+    request: &mut Request,
+) -> Result<(Lease, Arc<Statement>), sqlx::Error> {
     let statement = pool.statements().look_up(request.text());
     statement.allow_on_pool()?;
+    if pool.rules().pooled {
+        request.named();
+    }
     let lease = pool
         .acquire(Holder::Statement(Arc::clone(&statement)))
         .await?;
@@ -149,8 +155,8 @@ async fn once<T>(
     rows: fn(&T) -> u64,
     work: for<'c> fn(&'c mut PgConnection, Request) -> BoxFuture<'c, Result<T, sqlx::Error>>,
 ) -> Result<T, sqlx::Error> {
-    let request = request?;
-    let (mut lease, statement) = lease_for(pool, &request).await?;
+    let mut request = request?;
+    let (mut lease, statement) = lease_for(pool, &mut request).await?;
     // Only a result can change its type under a plan; others save the copy of their arguments.
     let again = statement.returns_rows.then(|| request.clone());
     let result = lease.run(&statement, rows, |raw| work(raw, request)).await;

@@ -48,6 +48,7 @@ mod migrate;
 mod observe;
 mod outlet;
 mod pool;
+mod pooler;
 mod retry;
 mod statement;
 mod transaction;

@@ -14,7 +14,7 @@ use deadpool::managed::{Object, PoolError, QueueMode};
 use maestro_metrics::Registry;
 use tokio::sync::mpsc;
 
-use crate::config::{DbConfig, Endpoint};
+use crate::config::{DbConfig, Endpoint, Pooler};
 use crate::connect::{Connector, Password, Purpose};
 use crate::error::{Error, ErrorKind};
 use crate::metrics::{PoolCounts, PoolMetrics};
@@ -55,6 +55,8 @@ pub(crate) struct Rules {
     /// Longest wait of the client for one answer: the server's own limit and a grace for the way.
     pub(crate) answer: Option<Duration>,
     pub(crate) slow: Option<Duration>,
+    /// A pooler hands each statement outside a transaction to whichever session is free.
+    pub(crate) pooled: bool,
 }
 
 /// The server ends a statement at its limit and says so; the client gives up only if that answer
@@ -101,6 +103,7 @@ impl Pool {
                 acquire: timeouts.acquire,
                 answer: timeouts.statement.map(|limit| limit + ANSWER_GRACE),
                 slow: timeouts.slow_query,
+                pooled: config.pooler != Pooler::None,
             },
             metrics,
             waiting: AtomicUsize::new(0),
@@ -128,6 +131,10 @@ impl Pool {
 
     pub(crate) fn statements(&self) -> &Statements {
         &self.shared.statements
+    }
+
+    pub(crate) fn rules(&self) -> &Rules {
+        &self.shared.rules
     }
 
     pub(crate) fn metrics(&self) -> &PoolMetrics {

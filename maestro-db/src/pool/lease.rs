@@ -42,6 +42,12 @@ impl Request {
         })
     }
 
+    /// Behind a pooler an unnamed statement is prepared on one session and run on another, where an
+    /// unnamed statement of somebody else answers: it gets a name, which the pooler keeps track of.
+    pub(crate) fn named(&mut self) {
+        self.persistent = true;
+    }
+
     pub(crate) fn text(&self) -> &str {
         self.sql.as_str()
     }

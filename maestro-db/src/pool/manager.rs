@@ -10,11 +10,13 @@ use maestro_metrics::Histogram;
 use parking_lot::Mutex;
 use sqlx::Connection as _;
 use sqlx::postgres::PgConnection;
+use tokio::sync::OnceCell;
 
 use super::SETTLE;
 use super::roster::{Roster, Slot};
 use crate::connect::Connector;
 use crate::error::Error;
+use crate::pooler;
 
 /// What the pool knows of its server, shared by all connections.
 #[derive(Debug, Default)]
@@ -74,6 +76,8 @@ pub(crate) struct Connections {
     health: Arc<Health>,
     max_lifetime: Option<Duration>,
     create_time: Histogram,
+    /// What stands between was looked at.
+    checked: OnceCell<()>,
 }
 
 /// One connection in the pool.
@@ -108,6 +112,7 @@ impl Connections {
             health,
             max_lifetime,
             create_time,
+            checked: OnceCell::new(),
         }
     }
 
@@ -128,7 +133,7 @@ impl Manager for Connections {
             health.generation.load(Ordering::Relaxed),
         );
         let started = Instant::now();
-        let raw = self.connector.open().await;
+        let raw = self.open().await;
         health.opened(raw.is_ok());
         let now = Instant::now();
         self.create_time.observe_duration(now - started);
@@ -169,6 +174,22 @@ impl Manager for Connections {
             pooled.suspicion = suspicion;
         }
         Ok(())
+    }
+}
+
+impl Connections {
+    async fn open(&self) -> Result<PgConnection, Error> {
+        let mut looked_through = None;
+        self.checked
+            .get_or_try_init(|| async {
+                looked_through = Some(pooler::check(&self.connector).await?);
+                Ok::<_, Error>(())
+            })
+            .await?;
+        match looked_through {
+            Some(connection) => Ok(connection),
+            None => self.connector.open().await,
+        }
     }
 }
 

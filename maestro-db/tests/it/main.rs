@@ -4,6 +4,7 @@ mod cancellation;
 mod executor;
 mod faults;
 mod migrations;
+mod pgbouncer;
 mod pool;
 mod support;
 mod transactions;
