@@ -1,6 +1,7 @@
 //! Servers for the tests: programs that are missing on a machine without Docker, and how to get them.
 //! Starting servers is the testkit's work; [`warm`] is its program that does so ahead of the tests.
 
+pub(crate) mod images;
 mod install;
 pub(crate) mod warm;
 

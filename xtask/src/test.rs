@@ -8,6 +8,7 @@ use clap::Args;
 use crate::failure::{Failure, Result};
 use crate::process::{self, announce};
 use crate::servers;
+use crate::servers::images::{GENERATIONS, Generation};
 use crate::servers::warm::{Outcome, Warm};
 use crate::tally::Tally;
 use crate::workspace::{Package, Workspace};
@@ -27,6 +28,11 @@ pub(crate) struct Options {
     #[command(flatten)]
     servers: servers::Options,
 
+    /// The tests that run on servers, once on each generation of images from `tests/images`, which
+    /// are built first where they are missing (needs Docker and root; two minutes a generation)
+    #[arg(long, conflicts_with = "local")]
+    matrix: bool,
+
     /// Only this package; may be repeated
     #[arg(short, long, value_name = "NAME")]
     package: Vec<String>,
@@ -44,6 +50,7 @@ impl Options {
     pub(crate) fn everything(servers: servers::Options) -> Self {
         Self {
             servers,
+            matrix: false,
             package: Vec::new(),
             no_nextest: false,
             filter: Vec::new(),
@@ -75,7 +82,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 pub(crate) fn run_all(options: &Options) -> Result<Tally> {
     let workspace = Workspace::load()?;
     let selection = Selection::new(options, &workspace)?;
-    if selection.needs_servers {
+    if options.matrix {
+        servers::images::build("all")?;
+    } else if selection.needs_servers {
         servers::make_available(&options.servers)?;
     }
 
@@ -84,27 +93,19 @@ pub(crate) fn run_all(options: &Options) -> Result<Tally> {
     process::run(&mut selection.cargo(&["test", "--no-run"]))?;
     announce(&format!("built in {}", process::elapsed(started.elapsed())));
 
-    // With the whole workspace the program that starts the servers was built too.
-    let _warm = if selection.packages.is_empty() {
-        Some(selection.warm(&workspace)?)
-    } else {
-        None
-    };
-
     let nextest = !options.no_nextest && has_nextest();
-    announce(if nextest {
-        "running the tests with cargo-nextest"
+    let mut tally = Tally::default();
+    if options.matrix {
+        for generation in &GENERATIONS {
+            announce(&format!("on servers of {}", generation.name));
+            tally += selection.on(generation).run(&workspace, nextest)?;
+        }
     } else {
-        "running the tests with cargo test"
-    });
-    let mut tally = if nextest {
-        selection.run_nextest(&workspace)?
-    } else {
-        selection.run_libtest(&["--all-targets", "--no-fail-fast"])?
-    };
-    if selection.has_library {
-        announce("running the doc tests");
-        tally += selection.run_libtest(&["--doc", "--no-fail-fast"])?;
+        tally += selection.run(&workspace, nextest)?;
+        if selection.has_library {
+            announce("running the doc tests");
+            tally += selection.run_libtest(&["--doc", "--no-fail-fast"])?;
+        }
     }
     if tally == Tally::default() {
         return Err(Failure::new(
@@ -119,11 +120,14 @@ fn has_nextest() -> bool {
 }
 
 /// Which tests, on which servers.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Selection {
     packages: Vec<String>,
     filter: Vec<String>,
-    dev_services: Option<&'static str>,
+    /// Says to the testkit which servers are wanted.
+    environment: Vec<(&'static str, &'static str)>,
+    /// Only the integration tests: those are the ones on servers.
+    integration_only: bool,
     has_library: bool,
     needs_servers: bool,
 }
@@ -148,7 +152,12 @@ impl Selection {
         Ok(Self {
             packages: options.package.clone(),
             filter: options.filter.clone(),
-            dev_services: options.servers.dev_services(),
+            environment: match options.servers.dev_services() {
+                _ if options.matrix => vec![("MAESTRO_DEV_SERVICES", "docker")],
+                Some(mode) => vec![("MAESTRO_DEV_SERVICES", mode)],
+                None => Vec::new(),
+            },
+            integration_only: false,
             has_library: workspace
                 .packages
                 .iter()
@@ -173,27 +182,56 @@ impl Selection {
         for package in &self.packages {
             command.args(["--package", package]);
         }
-        if let Some(mode) = self.dev_services {
-            command.env("MAESTRO_DEV_SERVICES", mode);
-        }
+        command.envs(self.environment.iter().copied());
         command
     }
 
-    /// Starts the servers ahead of the tests. If the testkit finds no way to have them, installs what
-    /// is missing and tries again.
-    fn warm(&self, workspace: &Workspace) -> Result<Warm> {
+    /// The same tests, as far as they run on servers, on those of one generation.
+    fn on(&self, generation: &Generation) -> Self {
+        let mut selection = self.clone();
+        selection.integration_only = true;
+        selection.environment.extend(generation.images);
+        selection
+    }
+
+    /// Runs the tests of all targets.
+    fn run(&self, workspace: &Workspace, nextest: bool) -> Result<Tally> {
+        let _warm = self.warm(workspace)?;
+        if nextest {
+            announce("running the tests with cargo-nextest");
+            self.run_nextest(workspace)
+        } else {
+            announce("running the tests with cargo test");
+            let targets: &[&str] = if self.integration_only {
+                &["--test=*"]
+            } else {
+                &["--all-targets"]
+            };
+            self.run_libtest(&[targets, &["--no-fail-fast"]].concat())
+        }
+    }
+
+    /// Starts the servers ahead of the tests, if the testkit and with it the program that does so
+    /// was built. If there is no way to have them, provides one and tries again.
+    fn warm(&self, workspace: &Workspace) -> Result<Option<Warm>> {
+        let builds_it = |name: &String| name == "maestro-testkit";
+        if !self.packages.is_empty() && !self.packages.iter().any(builds_it) {
+            return Ok(None);
+        }
         let program = workspace.target.join("debug/examples/servers");
-        if let Outcome::Warm(warm) = Warm::start(&program, self.dev_services)? {
-            return Ok(warm);
+        if let Outcome::Warm(warm) = Warm::start(&program, &self.environment)? {
+            return Ok(Some(warm));
         }
-        if self.dev_services == Some("docker") {
-            return Err(Failure::new(
-                "the servers cannot be had in containers, see above",
-            ));
+        if self
+            .environment
+            .contains(&("MAESTRO_DEV_SERVICES", "docker"))
+        {
+            servers::images::build("bookworm")?;
+        } else {
+            servers::install_all()?;
         }
-        servers::install_all()?;
-        match Warm::start(&program, self.dev_services)? {
-            Outcome::Warm(warm) => Ok(warm),
+        match Warm::start(&program, &self.environment)? {
+            Outcome::Warm(warm) => Ok(Some(warm)),
             Outcome::Missing => Err(Failure::new("the servers are still missing, see above")),
         }
     }
@@ -207,11 +245,11 @@ impl Selection {
                 Failure::new(format!("could not remove {}: {error}", report.display()))
             })?;
         }
-        let status = process::status(
-            self.cargo(&["nextest", "run", "--profile=default"])
-                .arg("--no-tests=pass")
-                .args(&self.filter),
-        )?;
+        let mut command = self.cargo(&["nextest", "run", "--profile=default", "--no-tests=pass"]);
+        if self.integration_only {
+            command.args(["-E", "kind(test)"]);
+        }
+        let status = process::status(command.args(&self.filter))?;
         let counted = std::fs::read_to_string(&report)
             .ok()
             .and_then(|text| Tally::of_junit(&text))

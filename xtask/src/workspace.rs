@@ -10,7 +10,8 @@ use crate::process;
 
 /// The root of this clone.
 pub(crate) fn root() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here)
 }
 
 /// Members of the workspace and where its build output goes.

@@ -26,15 +26,14 @@ pub(crate) enum Outcome {
 
 impl Warm {
     /// Starts the servers with the program at `path`; its explanations go to the terminal.
-    pub(crate) fn start(path: &Path, dev_services: Option<&str>) -> Result<Outcome> {
+    /// `environment` says which servers are wanted, beyond what this process' own says.
+    pub(crate) fn start(path: &Path, environment: &[(&str, &str)]) -> Result<Outcome> {
         announce("starting the servers");
         let failed = |error| Failure::new(format!("could not run {}: {error}", path.display()));
         let mut command = Command::new(path);
         command.current_dir(crate::workspace::root());
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        if let Some(mode) = dev_services {
-            command.env("MAESTRO_DEV_SERVICES", mode);
-        }
+        command.envs(environment.iter().copied());
         let mut child = command.spawn().map_err(failed)?;
         let stdin = child.stdin.take();
         let mut said = String::new();
@@ -93,7 +92,7 @@ mod tests {
         let done = program("done", "");
         let script = format!("echo ready; cat >/dev/null; rm {}", done.display());
         let path = program("warm", &script);
-        let Outcome::Warm(warm) = Warm::start(&path, None).unwrap() else {
+        let Outcome::Warm(warm) = Warm::start(&path, &[]).unwrap() else {
             panic!("it said ready");
         };
         assert!(done.exists());
@@ -105,13 +104,10 @@ mod tests {
     #[test]
     fn a_missing_server_is_told_from_one_that_does_not_start() {
         let path = program("missing", "exit 3");
-        assert!(matches!(
-            Warm::start(&path, None).unwrap(),
-            Outcome::Missing
-        ));
+        assert!(matches!(Warm::start(&path, &[]).unwrap(), Outcome::Missing));
         fs::remove_file(path).unwrap();
         let path = program("broken", "exit 1");
-        assert!(Warm::start(&path, None).is_err());
+        assert!(Warm::start(&path, &[]).is_err());
         fs::remove_file(path).unwrap();
     }
 }
