@@ -11,12 +11,17 @@ use crate::local::password;
 use crate::service::{Address, Service};
 use crate::wire;
 
+/// What a template's comment begins with; the time it was made follows.
+const TEMPLATE_COMMENT: &str = "maestro-testkit template ";
+
 /// Administrator of one server.
 #[derive(Debug)]
 pub(crate) struct Administrator {
     service: Service,
     address: Address,
     postgres: Mutex<Option<wire::postgres::Client>>,
+    /// Removing has its own connection, so that making never waits for it.
+    postgres_removing: Mutex<Option<wire::postgres::Client>>,
     redis: Mutex<Option<wire::redis::Client>>,
     redis_server: OnceCell<redis::Server>,
     rabbitmq: Mutex<Option<wire::http::Client>>,
@@ -28,16 +33,27 @@ impl Administrator {
             service,
             address,
             postgres: Mutex::new(None),
+            postgres_removing: Mutex::new(None),
             redis: Mutex::new(None),
             redis_server: OnceCell::new(),
             rabbitmq: Mutex::new(None),
         }
     }
 
-    /// Makes a service's place on this server.
-    pub(crate) async fn create(&self, resources: &ServiceResources) -> Result<(), Error> {
+    /// Makes a service's place on this server; its database is a clone if there is a template.
+    pub(crate) async fn create(
+        &self,
+        resources: &ServiceResources,
+        template: Option<&ServiceResources>,
+    ) -> Result<(), Error> {
         match self.service {
-            Service::Postgres => self.run_steps(&postgres::service_steps(resources)).await,
+            Service::Postgres => {
+                let steps = match template {
+                    Some(template) => postgres::clone_steps(resources, template),
+                    None => postgres::service_steps(resources),
+                };
+                self.run_steps(&steps).await
+            }
             Service::Redis => {
                 let server = self.redis_server().await?;
                 let user = redis::service_user(resources, server);
@@ -47,12 +63,28 @@ impl Administrator {
         }
     }
 
-    /// Removes a service's place from this server; what is not there is fine. RabbitMQ's vhost is
-    /// left, because other services of the sandbox live in it.
-    pub(crate) async fn remove(&self, resources: &ServiceResources) -> Result<(), Error> {
+    /// Removes a service's place from this server (`database` is its number in Redis); what is not
+    /// there is fine. RabbitMQ's vhost is left, because other services of the sandbox live in it.
+    pub(crate) async fn remove(
+        &self,
+        resources: &ServiceResources,
+        database: u16,
+    ) -> Result<(), Error> {
         match self.service {
-            Service::Postgres => self.run_steps(&postgres::drop_steps(resources)).await,
-            Service::Redis => self.redis(&redis::delete_user(resources)).await,
+            Service::Postgres => {
+                let mut slot = self.postgres_removing.lock().await;
+                let client = self.client(&mut slot).await?;
+                // Without the lock: these names are nobody else's, and dropping takes long.
+                self.execute(&client, &postgres::drop_steps(resources))
+                    .await?;
+                *slot = Some(client);
+                Ok(())
+            }
+            Service::Redis => {
+                // The server closes the user's connections: nothing is written from here on.
+                self.redis(&redis::delete_user(resources)).await?;
+                self.remove_keys(resources.prefix(), database).await
+            }
             Service::Rabbitmq => {
                 let (_, users) = split(resources);
                 self.requests(&users).await
@@ -77,17 +109,102 @@ impl Administrator {
     /// Executes steps in order, under the lock that keeps provisioning apart over all processes.
     pub(crate) async fn run_steps(&self, steps: &[Step]) -> Result<(), Error> {
         let mut slot = self.postgres.lock().await;
-        let client = match slot.take() {
-            Some(client) if !client.is_closed() => client,
-            _ => wire::postgres::connect(&self.address, &self.address.database).await?,
-        };
+        let client = self.client(&mut slot).await?;
         // On any failure the connection is dropped, and the lock with it.
+        let lock = format!("SELECT pg_advisory_lock({LOCK_KEY})");
         client
-            .run(
-                "taking the provisioning lock",
-                &format!("SELECT pg_advisory_lock({LOCK_KEY})"),
-            )
+            .wait("waiting for the provisioning lock", &lock)
             .await?;
+        self.execute(&client, steps).await?;
+        let unlock = format!("SELECT pg_advisory_unlock({LOCK_KEY})");
+        client
+            .run("releasing the provisioning lock", &unlock)
+            .await?;
+        *slot = Some(client);
+        Ok(())
+    }
+
+    /// Prepares an empty database that becomes a template, under a lock that its connection holds.
+    /// `None` if the template is finished already.
+    pub(crate) async fn begin_template(
+        &self,
+        resources: &ServiceResources,
+    ) -> Result<Option<wire::postgres::Client>, Error> {
+        let finished = format!(
+            "SELECT 1 FROM pg_database WHERE datname = '{}' AND NOT datallowconn",
+            resources.database()
+        );
+        let client = wire::postgres::connect(&self.address, &self.address.database).await?;
+        if !client.column(&finished).await?.is_empty() {
+            return Ok(None);
+        }
+        // Of its own kind: provisioning goes on while somebody migrates.
+        let lock = format!(
+            "SELECT pg_advisory_lock(hashtext('{}'), 1)",
+            resources.database()
+        );
+        client
+            .wait("waiting for another test's migration", &lock)
+            .await?;
+        if !client.column(&finished).await?.is_empty() {
+            return Ok(None);
+        }
+        // Half of what a failed or killed run had made.
+        self.execute(&client, &postgres::drop_steps(resources))
+            .await?;
+        self.run_steps(&postgres::service_steps(resources)).await?;
+        Ok(Some(client))
+    }
+
+    /// Seals a template. On a server that lives on, templates of other fingerprints that are a week
+    /// old go.
+    pub(crate) async fn finish_template(
+        &self,
+        client: wire::postgres::Client,
+        resources: &ServiceResources,
+        given: bool,
+    ) -> Result<(), Error> {
+        let made = format!(
+            "COMMENT ON DATABASE {} IS '{TEMPLATE_COMMENT}{}'",
+            resources.database(),
+            client
+                .value("SELECT extract(epoch FROM now())::bigint")
+                .await?
+        );
+        client.run("dating a template", &made).await?;
+        self.execute(&client, &postgres::seal_template_steps(resources))
+            .await?;
+        if given {
+            let old = format!(
+                "SELECT datname FROM pg_database d, shobj_description(d.oid, 'pg_database') made \
+                 WHERE made LIKE '{TEMPLATE_COMMENT}%' AND NOT datallowconn \
+                 AND substr(made, {})::bigint < extract(epoch FROM now()) - 7 * 86400",
+                TEMPLATE_COMMENT.len() + 1
+            );
+            for name in client.column(&old).await? {
+                // Somebody may be cloning it at this moment: then it goes next time.
+                let _ = client
+                    .run(
+                        "dropping an old template",
+                        &format!("DROP DATABASE IF EXISTS \"{name}\""),
+                    )
+                    .await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn client(
+        &self,
+        slot: &mut Option<wire::postgres::Client>,
+    ) -> Result<wire::postgres::Client, Error> {
+        match slot.take() {
+            Some(client) if !client.is_closed() => Ok(client),
+            _ => wire::postgres::connect(&self.address, &self.address.database).await,
+        }
+    }
+
+    async fn execute(&self, client: &wire::postgres::Client, steps: &[Step]) -> Result<(), Error> {
         for step in steps {
             if let Some(question) = step.skip_if()
                 && !client.column(question).await?.is_empty()
@@ -102,13 +219,6 @@ impl Administrator {
                 _ => client.run(step.title(), step.sql()).await?,
             }
         }
-        client
-            .run(
-                "releasing the provisioning lock",
-                &format!("SELECT pg_advisory_unlock({LOCK_KEY})"),
-            )
-            .await?;
-        *slot = Some(client);
         Ok(())
     }
 
@@ -140,6 +250,26 @@ impl Administrator {
         reply?;
         *slot = Some(client);
         Ok(())
+    }
+
+    /// Removes the keys under a prefix, which holds no character with a meaning in a pattern.
+    async fn remove_keys(&self, prefix: &str, database: u16) -> Result<(), Error> {
+        let mut client = wire::redis::Client::connect(&self.address).await?;
+        client.call(&["SELECT", &database.to_string()]).await?;
+        let mut cursor = "0".to_owned();
+        loop {
+            let pattern = format!("{prefix}*");
+            let scan = ["SCAN", &cursor, "MATCH", &pattern, "COUNT", "1000"];
+            let (next, keys) = client.call(&scan).await?.page();
+            if !keys.is_empty() {
+                let unlink = std::iter::once("UNLINK").chain(keys.iter().map(String::as_str));
+                client.call(&unlink.collect::<Vec<_>>()).await?;
+            }
+            if next == "0" {
+                return Ok(());
+            }
+            cursor = next;
+        }
     }
 
     async fn requests(&self, requests: &[ApiRequest]) -> Result<(), Error> {

@@ -44,6 +44,7 @@ mod server;
 mod service;
 mod settings;
 mod stack;
+mod template;
 mod wire;
 
 pub use config::{DevServicesConfig, Source};
@@ -54,3 +55,4 @@ pub use sandbox::Sandbox;
 pub use server::Server;
 pub use service::{Origin, Service};
 pub use stack::{Stack, StackBuilder};
+pub use template::{Blank, Template, fingerprint};

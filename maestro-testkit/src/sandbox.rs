@@ -18,7 +18,7 @@ use crate::stack::{Member, parse_name};
 /// Redis databases that every server has, whoever configured it.
 const REDIS_DATABASES: u16 = 16;
 
-type Members = BTreeMap<Service, Arc<Member>>;
+pub(crate) type Members = BTreeMap<Service, Arc<Member>>;
 
 /// A service with its own database, roles, Redis user and prefix, RabbitMQ user and vhost, in
 /// which nobody else is seen. Removed in the background when dropped, from any thread.
@@ -26,7 +26,6 @@ type Members = BTreeMap<Service, Arc<Member>>;
 pub struct Sandbox {
     place: Place,
     links: BTreeMap<Service, Link>,
-    redis_database: u16,
     /// The vhost, shared with the neighbours; dropped after everything that lives in it.
     scope: Arc<Scope>,
 }
@@ -47,7 +46,11 @@ struct Scope {
 }
 
 /// Makes a sandbox.
-pub(crate) async fn create(members: &Members, service: ServiceName) -> Result<Sandbox, Error> {
+pub(crate) async fn create(
+    members: &Members,
+    service: ServiceName,
+    template: Option<ServiceResources>,
+) -> Result<Sandbox, Error> {
     let id = new_id();
     let resources = resources(&service, &id)?;
     let scope = Arc::new(Scope {
@@ -55,10 +58,14 @@ pub(crate) async fn create(members: &Members, service: ServiceName) -> Result<Sa
         members: members.clone(),
         resources: resources.clone(),
     });
-    settle(scope, resources).await
+    settle(scope, resources, template).await
 }
 
-async fn settle(scope: Arc<Scope>, resources: ServiceResources) -> Result<Sandbox, Error> {
+async fn settle(
+    scope: Arc<Scope>,
+    resources: ServiceResources,
+    template: Option<ServiceResources>,
+) -> Result<Sandbox, Error> {
     background::run(async move {
         let mut place = Place {
             resources,
@@ -73,7 +80,13 @@ async fn settle(scope: Arc<Scope>, resources: ServiceResources) -> Result<Sandbo
         for member in scope.members.values() {
             let member = Arc::clone(member);
             let resources = place.resources.clone();
-            making.spawn(async move { member.administrator.create(&resources).await });
+            let template = template.clone();
+            making.spawn(async move {
+                member
+                    .administrator
+                    .create(&resources, template.as_ref())
+                    .await
+            });
         }
         let mut links = BTreeMap::new();
         for (service, member) in &scope.members {
@@ -89,7 +102,6 @@ async fn settle(scope: Arc<Scope>, resources: ServiceResources) -> Result<Sandbo
         Ok(Sandbox {
             place,
             links,
-            redis_database: fastrand::u16(0..REDIS_DATABASES),
             scope,
         })
     })
@@ -123,7 +135,7 @@ impl Sandbox {
             ));
         }
         let resources = resources(&service, &self.scope.id)?;
-        settle(Arc::clone(&self.scope), resources).await
+        settle(Arc::clone(&self.scope), resources, None).await
     }
 
     /// Everything a service needs to run here, for `Environment::from_pairs`. Connections go
@@ -180,9 +192,13 @@ impl Sandbox {
         drop(links);
         let made = std::mem::take(&mut place.made);
         let resources = place.resources.clone();
+        let id = scope.id.clone();
         background::run(async move {
             for (member, entry) in made {
-                member.administrator.remove(&resources).await?;
+                member
+                    .administrator
+                    .remove(&resources, redis_database(&id))
+                    .await?;
                 entry.remove();
             }
             drop(scope);
@@ -203,46 +219,58 @@ impl Sandbox {
     }
 
     fn pairs(&self, authority: impl Fn(Service) -> Option<String>) -> Vec<(String, String)> {
-        let resources = &self.place.resources;
-        let mut pairs = vec![
-            ("MAESTRO_SERVICE_NAME", resources.service().to_string()),
-            ("MAESTRO_SERVICE_VERSION", "0.0.0".to_owned()),
-            ("MAESTRO_ENVIRONMENT", "test".to_owned()),
-            ("MAESTRO_TEAM", "platform".to_owned()),
-            ("MAESTRO_INSTANCE_ID", format!("t{}", self.scope.id)),
-            ("MAESTRO_SHUTDOWN_DELAY", "0s".to_owned()),
-        ];
-        if let Some(server) = authority(Service::Postgres) {
-            let url = resources.postgres_url(&server);
-            pairs.push(("MAESTRO_POSTGRES_URL", url.expose().clone()));
-            pairs.push(("MAESTRO_POSTGRES_DIRECT_URL", url.expose().clone()));
-            let url = resources.postgres_migration_url(&server);
-            pairs.push(("MAESTRO_POSTGRES_MIGRATION_URL", url.expose().clone()));
-        }
-        if let Some(server) = authority(Service::Redis) {
-            let url = resources.cache_url(&server, self.redis_database);
-            pairs.push(("MAESTRO_CACHE_URL", url.expose().clone()));
-            pairs.push(("MAESTRO_CACHE_PREFIX", resources.prefix().to_owned()));
-        }
-        if let Some(server) = authority(Service::Rabbitmq) {
-            let url = resources.messaging_url(&server);
-            pairs.push(("MAESTRO_MESSAGING_URL", url.expose().clone()));
-        }
-        pairs
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value))
-            .collect()
+        environment(&self.place.resources, &self.scope.id, authority)
     }
+}
+
+/// Everything a service needs to run on servers at these addresses.
+pub(crate) fn environment(
+    resources: &ServiceResources,
+    id: &str,
+    authority: impl Fn(Service) -> Option<String>,
+) -> Vec<(String, String)> {
+    let mut pairs = vec![
+        ("MAESTRO_SERVICE_NAME", resources.service().to_string()),
+        ("MAESTRO_SERVICE_VERSION", "0.0.0".to_owned()),
+        ("MAESTRO_ENVIRONMENT", "test".to_owned()),
+        ("MAESTRO_TEAM", "platform".to_owned()),
+        ("MAESTRO_INSTANCE_ID", format!("t{id}")),
+        ("MAESTRO_SHUTDOWN_DELAY", "0s".to_owned()),
+    ];
+    if let Some(server) = authority(Service::Postgres) {
+        let url = resources.postgres_url(&server);
+        pairs.push(("MAESTRO_POSTGRES_URL", url.expose().clone()));
+        pairs.push(("MAESTRO_POSTGRES_DIRECT_URL", url.expose().clone()));
+        let url = resources.postgres_migration_url(&server);
+        pairs.push(("MAESTRO_POSTGRES_MIGRATION_URL", url.expose().clone()));
+    }
+    if let Some(server) = authority(Service::Redis) {
+        let url = resources.cache_url(&server, redis_database(id));
+        pairs.push(("MAESTRO_CACHE_URL", url.expose().clone()));
+        pairs.push(("MAESTRO_CACHE_PREFIX", resources.prefix().to_owned()));
+    }
+    if let Some(server) = authority(Service::Rabbitmq) {
+        let url = resources.messaging_url(&server);
+        pairs.push(("MAESTRO_MESSAGING_URL", url.expose().clone()));
+    }
+    pairs
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let resources = self.resources.clone();
         for (member, entry) in std::mem::take(&mut self.made) {
-            let resources = resources.clone();
+            let resources = self.resources.clone();
+            let id = entry.id.clone();
             // Failing to start a thread leaves an orphan, which the next start sweeps.
             let _ = background::spawn(async move {
-                match member.administrator.remove(&resources).await {
+                match member
+                    .administrator
+                    .remove(&resources, redis_database(&id))
+                    .await
+                {
                     Ok(()) => entry.remove(),
                     Err(e) => explain(&member, &e),
                 }
@@ -269,7 +297,8 @@ pub(crate) async fn remove(member: &Member, orphan: &Entry) {
     let Ok(resources) = resources(&orphan.service, &orphan.id) else {
         return orphan.remove();
     };
-    let mut removed = member.administrator.remove(&resources).await;
+    let database = redis_database(&orphan.id);
+    let mut removed = member.administrator.remove(&resources, database).await;
     if removed.is_ok() && member.running.service == Service::Rabbitmq {
         removed = member.administrator.remove_vhost(&resources).await;
     }
@@ -294,7 +323,14 @@ pub(crate) fn new_id() -> String {
         .collect()
 }
 
-fn resources(service: &ServiceName, id: &str) -> Result<ServiceResources, Error> {
+/// The number of a sandbox's database in Redis: sandboxes spread over what every server has, and
+/// whoever removes one knows where it was.
+fn redis_database(id: &str) -> u16 {
+    id.bytes().map(u16::from).sum::<u16>() % REDIS_DATABASES
+}
+
+/// What a sandbox of a service owns.
+pub(crate) fn resources(service: &ServiceName, id: &str) -> Result<ServiceResources, Error> {
     ServiceResources::conventional(service, passwords())
         // Tests start replicas with pools of their own: the platform's limit of 40 connections is
         // for another size of machine.

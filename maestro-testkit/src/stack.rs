@@ -17,6 +17,7 @@ use crate::registry::Entry;
 use crate::sandbox::{self, Sandbox};
 use crate::server::Server;
 use crate::service::{Origin, Running, Service, authority};
+use crate::template::{self, Blank, Template};
 
 /// How long warm servers wait for the next run. Two minutes after the last process nothing is left:
 /// this, and what a loaded machine takes to count and to stop.
@@ -85,7 +86,38 @@ impl Stack {
     ///
     /// Dropping the future lets the sandbox be made and removed again in the background.
     pub async fn sandbox(&self, service: &str) -> Result<Sandbox, Error> {
-        sandbox::create(&self.inner.members, parse_name(service)?).await
+        sandbox::create(&self.inner.members, parse_name(service)?, None).await
+    }
+
+    /// A database of `service` that was migrated once, to be cloned for every test. `migrate` runs
+    /// only if no template with this fingerprint is there; other tests and processes wait for it.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// # async fn migrate(_: Vec<(String, String)>) -> std::io::Result<()> { Ok(()) }
+    /// let stack = maestro_testkit::Stack::start().await?;
+    /// let fingerprint = maestro_testkit::fingerprint(["migrations"])?;
+    /// let template = stack
+    ///     .template("orders", &fingerprint, |blank| migrate(blank.environment()))
+    ///     .await?;
+    /// let sandbox = template.sandbox().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// Dropping the future drops the half-migrated database at the next call.
+    pub async fn template<F, E>(
+        &self,
+        service: &str,
+        fingerprint: &str,
+        migrate: impl FnOnce(Blank) -> F,
+    ) -> Result<Template, Error>
+    where
+        F: Future<Output = Result<(), E>>,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let service = parse_name(service)?;
+        template::obtain(&self.inner.members, service, fingerprint, migrate).await
     }
 
     /// The PostgreSQL of the stack.

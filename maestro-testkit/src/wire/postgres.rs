@@ -9,6 +9,9 @@ use crate::background;
 use crate::error::{Error, ErrorKind};
 use crate::service::Address;
 
+/// Longest wait for a lock: many processes make sandboxes at once, and a migration may be long.
+const WAIT: Duration = Duration::from_mins(5);
+
 /// A connection as the administrator. Its driver runs on the background runtime and ends when the
 /// client is dropped.
 #[derive(Debug)]
@@ -61,6 +64,17 @@ impl Client {
     /// passwords.
     pub(crate) async fn run(&self, what: &str, sql: &str) -> Result<(), Error> {
         within(ANSWER, &format!("{what} on {}", self.whom), async {
+            self.client
+                .batch_execute(sql)
+                .await
+                .map_err(|e| self.refused(what, &e))
+        })
+        .await
+    }
+
+    /// Runs a statement that waits for others.
+    pub(crate) async fn wait(&self, what: &str, sql: &str) -> Result<(), Error> {
+        within(WAIT, &format!("{what} on {}", self.whom), async {
             self.client
                 .batch_execute(sql)
                 .await

@@ -39,6 +39,22 @@ impl Reply {
     }
 }
 
+impl Reply {
+    /// A page of `SCAN`: the next cursor and the keys.
+    pub(crate) fn page(self) -> (String, Vec<String>) {
+        let Self::List(parts) = self else {
+            return ("0".to_owned(), Vec::new());
+        };
+        let mut parts = parts.into_iter();
+        let cursor = parts.next().map_or_else(|| "0".to_owned(), Self::text);
+        let keys = match parts.next() {
+            Some(Self::List(keys)) => keys.into_iter().map(Self::text).collect(),
+            _ => Vec::new(),
+        };
+        (cursor, keys)
+    }
+}
+
 impl Client {
     pub(crate) async fn connect(address: &Address) -> Result<Self, Error> {
         let whom = format!("Redis at {}", address.authority());
