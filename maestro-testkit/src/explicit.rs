@@ -45,7 +45,10 @@ pub(crate) async fn connect(
             address.management = Some((address.host.clone(), 15672));
         }
     }
-    let version = wire::handshake(service, &address).await?;
+    let version = wire::handshake(service, &address).await.map_err(|e| {
+        let what = format!("the server of {} is not usable", variable(service));
+        Error::new(e.kind(), what).with(e)
+    })?;
     Ok(Some(Running {
         service,
         origin: Origin::Explicit,

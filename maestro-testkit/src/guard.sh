@@ -65,8 +65,15 @@ finish() {
     rm -f lock
     cd /
     rmdir "$directory" 2>/dev/null
-    # Succeeds for whoever of the siblings comes last.
-    rmdir "${directory%/*}" 2>/dev/null
+    # Siblings end at about the same time. One that runs as another account may not remove its own
+    # directory, so whoever may removes them all, and the parent with the last one.
+    parent=${directory%/*}
+    i=0
+    while [ $i -lt 50 ] && [ -w "$parent" ] && ! rmdir "$parent" 2>/dev/null; do
+        rmdir "$parent"/* 2>/dev/null
+        sleep 0.1
+        i=$((i + 1))
+    done
     exit 0
 }
 

@@ -25,12 +25,12 @@ impl Home {
     pub(crate) fn of_this_clone(variant: &str) -> Result<Self, Error> {
         let current = std::env::current_dir()
             .map_err(|e| Error::io("finding the working directory of this process", e))?;
-        Self::of_clone(&clone_root(&current), variant)
+        Ok(Self::of_clone(&clone_root(&current), variant))
     }
 
     /// The home of a clone. Runs that ask for other servers (`variant`) have a home of their own, so
     /// that none joins what another one left warm.
-    pub(crate) fn of_clone(root: &Path, variant: &str) -> Result<Self, Error> {
+    pub(crate) fn of_clone(root: &Path, variant: &str) -> Self {
         let root = root.canonicalize().unwrap_or_else(|_| root.to_owned());
         let mut digest = Sha256::new_with_prefix(root.as_os_str().as_encoded_bytes());
         digest.update(variant);
@@ -42,14 +42,16 @@ impl Home {
             key
         });
         let uid = rustix::process::geteuid().as_raw();
-        Self::at(temporary_directory().join(format!("maestro-dev-{uid}-{key}")))
+        let path = temporary_directory().join(format!("maestro-dev-{uid}-{key}"));
+        Self { path }
     }
 
     /// A home for servers that one process has to itself.
-    pub(crate) fn dedicated(&self, id: &str) -> Result<Self, Error> {
+    pub(crate) fn dedicated(&self, id: &str) -> Self {
         let mut name = self.path.file_name().unwrap_or_default().to_os_string();
         name.push(format!("-d{id}"));
-        Self::at(self.path.with_file_name(name))
+        let path = self.path.with_file_name(name);
+        Self { path }
     }
 
     /// Dedicated homes of this clone, whether somebody uses them or not.
@@ -64,14 +66,8 @@ impl Home {
         entries
             .flatten()
             .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
-            .filter_map(|entry| Self::at(entry.path()).ok())
+            .map(|entry| Self { path: entry.path() })
             .collect()
-    }
-
-    fn at(path: PathBuf) -> Result<Self, Error> {
-        let home = Self { path };
-        home.create()?;
-        Ok(home)
     }
 
     pub(crate) fn path(&self) -> &Path {

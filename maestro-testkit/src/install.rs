@@ -23,7 +23,7 @@ pub fn missing() -> Vec<Missing> {
         .filter(|service| local::find(*service).is_none())
         .map(|service| Missing {
             service,
-            package: package(service),
+            package: package(service, system()),
         })
         .collect()
 }
@@ -31,14 +31,18 @@ pub fn missing() -> Vec<Missing> {
 /// The command, program first, that installs packages on this machine; `None` where this machine's
 /// package system is not known. Needs root on Linux.
 pub fn install_command(missing: &[Missing]) -> Option<Vec<String>> {
-    let (program, arguments): (&str, &[&str]) = match system() {
+    let packages = missing.iter().map(|missing| missing.package);
+    command(system(), packages)
+}
+
+fn command(system: System, packages: impl Iterator<Item = &'static str>) -> Option<Vec<String>> {
+    let (program, arguments): (&str, &[&str]) = match system {
         System::Debian => ("apt-get", &["install", "--yes", "--no-install-recommends"]),
         System::Fedora => ("dnf", &["install", "--assumeyes"]),
         System::Alpine => ("apk", &["add"]),
         System::MacOs => ("brew", &["install"]),
         System::Other => return None,
     };
-    let packages = missing.iter().map(|missing| missing.package);
     Some(
         std::iter::once(program)
             .chain(arguments.iter().copied())
@@ -50,11 +54,8 @@ pub fn install_command(missing: &[Missing]) -> Option<Vec<String>> {
 
 /// What to do about one missing server.
 pub(crate) fn remedy(service: Service, source: Source) -> String {
-    let missing = Missing {
-        service,
-        package: package(service),
-    };
-    match (source, install_command(&[missing])) {
+    let install = command(system(), std::iter::once(package(service, system())));
+    match (source, install) {
         (Source::Off, _) => "set that variable, or unset MAESTRO_DEV_SERVICES".to_owned(),
         (Source::Docker, _) => "start the Docker daemon and have the image there (docker pull, or tests/images/build where there is no registry), or unset MAESTRO_DEV_SERVICES".to_owned(),
         (Source::Auto | Source::Local, Some(command)) => command.join(" "),
@@ -88,8 +89,8 @@ fn system() -> System {
     }
 }
 
-fn package(service: Service) -> &'static str {
-    match (service, system()) {
+fn package(service: Service, system: System) -> &'static str {
+    match (service, system) {
         (Service::Postgres, System::Fedora) => "postgresql-server",
         (Service::Postgres, System::MacOs) => "postgresql@17",
         (Service::Postgres, _) => "postgresql",
@@ -97,5 +98,27 @@ fn package(service: Service) -> &'static str {
         (Service::Redis, _) => "redis",
         (Service::Rabbitmq, System::MacOs) => "rabbitmq",
         (Service::Rabbitmq, _) => "rabbitmq-server",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_that_is_missing_is_installed_by_one_command() {
+        let packages = |system| {
+            Service::ALL
+                .map(|service| package(service, system))
+                .into_iter()
+        };
+        let debian = command(System::Debian, packages(System::Debian)).unwrap();
+        assert_eq!(
+            debian.join(" "),
+            "apt-get install --yes --no-install-recommends postgresql redis-server rabbitmq-server"
+        );
+        let mac = command(System::MacOs, packages(System::MacOs)).unwrap();
+        assert_eq!(mac.join(" "), "brew install postgresql@17 redis rabbitmq");
+        assert_eq!(command(System::Other, packages(System::Other)), None);
     }
 }

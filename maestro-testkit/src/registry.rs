@@ -3,6 +3,8 @@
 //! One file per sandbox, service and server, `<id>.<service name>`, in a directory that belongs to
 //! the server: when a server of ours ends, its registry goes with it.
 
+use std::io;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 
 use maestro_config::ServiceName;
@@ -23,7 +25,7 @@ impl Entry {
     pub(crate) fn write(directory: &Path, id: &str, service: &ServiceName) -> Result<Self, Error> {
         let path = directory.join(format!("{id}.{service}"));
         let failed = |e| Error::io(format!("writing {}", path.display()), e);
-        std::fs::create_dir_all(directory).map_err(failed)?;
+        create(directory).map_err(failed)?;
         let owner = ProcessId::own().map(|own| own.to_string());
         // Renamed into place, since an entry without an owner is an orphan.
         let new = directory.join(format!(".{id}.{service}"));
@@ -62,6 +64,22 @@ impl Entry {
                 })
             })
             .collect()
+    }
+}
+
+/// Creates the registry for whoever owns the server's directory, which is who empties it.
+fn create(directory: &Path) -> io::Result<()> {
+    match std::fs::create_dir(directory) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => std::fs::create_dir_all(directory),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(e),
+        Ok(()) => {
+            let parent = directory.parent().unwrap_or(directory).metadata()?;
+            if parent.uid() == directory.metadata()?.uid() {
+                return Ok(());
+            }
+            chown(directory, Some(parent.uid()), Some(parent.gid()))
+        }
     }
 }
 

@@ -232,7 +232,7 @@ impl StackBuilder {
             background::spawn(crate::provider::sweep_dedicated(sibling))?;
         }
         let wanted = Wanted {
-            home: home.dedicated(&sandbox::new_id())?,
+            home: home.dedicated(&sandbox::new_id()),
             // Somebody else's servers are not to be broken: these come from this machine.
             config: DevServicesConfig {
                 postgres_url: None,
@@ -247,10 +247,16 @@ impl StackBuilder {
         background::run(start(self.services, wanted, true)).await
     }
 
+    /// The directory in which the shared servers live, with their logs: to look at when one of them
+    /// does not start.
+    pub fn home_directory(&self) -> Result<PathBuf, Error> {
+        Ok(self.home(&self.settings()?)?.path().to_owned())
+    }
+
     fn home(&self, config: &DevServicesConfig) -> Result<Home, Error> {
         let variant = config.variant();
         match &self.clone {
-            Some(root) => Home::of_clone(root, &variant),
+            Some(root) => Ok(Home::of_clone(root, &variant)),
             None => Home::of_this_clone(&variant),
         }
     }

@@ -1,4 +1,9 @@
 //! The test kit against real servers.
 
+mod clients;
 mod dedicated;
-mod first;
+mod links;
+mod sandboxes;
+mod sharing;
+mod sources;
+mod templates;

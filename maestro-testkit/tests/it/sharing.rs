@@ -1,0 +1,278 @@
+//! What happens between processes. Other processes are this test binary again, running
+//! [`another_process`] in a directory that stands for a clone of the project.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use maestro_testkit::{Service, Stack};
+
+use crate::clients::{postgres, variable};
+
+/// The grace of the servers these tests start: they watch them end.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Longest wait for something that takes seconds on an idle machine.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+#[ignore = "the other process of the tests beside it, in a directory that says what to do"]
+async fn another_process() {
+    let Ok(services) = std::fs::read_to_string("services") else {
+        return;
+    };
+    let services = Service::ALL
+        .into_iter()
+        .filter(|service| services.contains(service.as_str()));
+    let builder = Stack::builder().only(services.clone()).grace(GRACE);
+    let dedicated = Path::new("dedicated").exists();
+    let stack = if dedicated {
+        builder.dedicated().await
+    } else {
+        builder.start().await
+    };
+    let stack = stack.unwrap();
+    let sandbox = stack.sandbox("orders").await.unwrap();
+    for service in services {
+        println!("\nserver {}", stack.server(service).unwrap().authority());
+    }
+    println!("\nsandbox {}", sandbox.id());
+    println!("\nready");
+    // Until the test closes the pipe or kills this process.
+    tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()))
+        .await
+        .unwrap()
+        .unwrap();
+}
+
+struct OtherProcess {
+    child: Child,
+    servers: Vec<String>,
+    sandbox: String,
+}
+
+impl OtherProcess {
+    fn start(clone: &Clone) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "sharing::another_process",
+                "--exact",
+                "--ignored",
+                "--nocapture",
+            ])
+            .current_dir(clone.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut servers = Vec::new();
+        let mut sandbox = String::new();
+        for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+            let line = line.unwrap();
+            match line.split_once(' ') {
+                Some(("server", authority)) => servers.push(authority.to_owned()),
+                Some(("sandbox", id)) => id.clone_into(&mut sandbox),
+                _ if line == "ready" => {
+                    return Self {
+                        child,
+                        servers,
+                        sandbox,
+                    };
+                }
+                _ => {}
+            }
+        }
+        panic!("the other process ended: {:?}", child.wait());
+    }
+
+    /// Ends it as a machine without memory would.
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for OtherProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A directory that stands for a clone of the project.
+struct Clone(tempfile::TempDir);
+
+impl Clone {
+    fn with(services: &[Service]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("Cargo.lock"), "").unwrap();
+        let names: Vec<_> = services.iter().map(|service| service.as_str()).collect();
+        std::fs::write(directory.path().join("services"), names.join(" ")).unwrap();
+        Self(directory)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+/// Processes with one of these in their arguments.
+fn processes(of: &[PathBuf]) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        if of
+            .iter()
+            .any(|path| command.contains(path.to_str().unwrap()))
+        {
+            found.push(command);
+        }
+    }
+    found
+}
+
+/// The directories in which the servers of a clone live, dedicated ones included.
+fn homes(clone: &Clone) -> Vec<PathBuf> {
+    let home = Stack::builder()
+        .clone_at(clone.path())
+        .home_directory()
+        .unwrap();
+    let name = home.file_name().unwrap().to_str().unwrap().to_owned();
+    let entries = std::fs::read_dir(home.parent().unwrap()).unwrap().flatten();
+    entries
+        .filter(|entry| {
+            entry
+                .file_name()
+                .to_str()
+                .unwrap_or_default()
+                .starts_with(&name)
+        })
+        .map(|entry| entry.path())
+        .collect()
+}
+
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < DEADLINE, "still not: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn is_listening(authority: &str) -> bool {
+    std::net::TcpStream::connect(authority).is_ok()
+}
+
+#[tokio::test]
+async fn two_processes_of_a_clone_share_its_servers_and_another_clone_has_its_own() {
+    let clone = Clone::with(&[Service::Postgres, Service::Redis]);
+    let first = OtherProcess::start(&clone);
+    let second = OtherProcess::start(&clone);
+    assert_eq!(first.servers, second.servers);
+    assert_ne!(first.sandbox, second.sandbox);
+    let elsewhere = OtherProcess::start(&Clone::with(&[Service::Redis]));
+    assert!(!first.servers.contains(&elsewhere.servers[0]));
+}
+
+#[tokio::test]
+async fn a_killed_process_leaves_nothing_after_the_grace() {
+    let clone = Clone::with(&Service::ALL);
+    let mut first = OtherProcess::start(&clone);
+    let mut second = OtherProcess::start(&clone);
+    let homes = homes(&clone);
+    first.kill();
+    // Its lock is gone, the other one's is not.
+    tokio::time::sleep(GRACE * 2).await;
+    assert!(second.servers.iter().all(|server| is_listening(server)));
+    second.kill();
+    until("no process", || processes(&homes).is_empty()).await;
+    assert!(!second.servers.iter().any(|server| is_listening(server)));
+    until("no directory", || !homes.iter().any(|home| home.exists())).await;
+}
+
+#[tokio::test]
+async fn a_killed_process_takes_its_dedicated_servers_with_it() {
+    let clone = Clone::with(&[Service::Postgres, Service::Redis]);
+    std::fs::write(clone.path().join("dedicated"), "").unwrap();
+    let mut process = OtherProcess::start(&clone);
+    let homes = homes(&clone);
+    assert!(process.servers.iter().all(|server| is_listening(server)));
+    process.kill();
+    until("no process", || processes(&homes).is_empty()).await;
+}
+
+#[tokio::test]
+async fn warm_servers_are_joined_within_two_seconds() {
+    let clone = Clone::with(&Service::ALL);
+    let mut first = OtherProcess::start(&clone);
+    first.kill();
+    let started = Instant::now();
+    let second = OtherProcess::start(&clone);
+    assert!(
+        started.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        started.elapsed()
+    );
+    assert_eq!(first.servers, second.servers);
+}
+
+#[tokio::test]
+async fn what_a_killed_process_left_on_the_servers_is_removed_by_the_next() {
+    let clone = Clone::with(&[Service::Postgres]);
+    let mut first = OtherProcess::start(&clone);
+    first.kill();
+    let only = Stack::builder().only([Service::Postgres]).grace(GRACE);
+    let stack = only.clone_at(clone.path()).start().await.unwrap();
+    let admin = postgres(stack.postgres().unwrap().admin_url().expose())
+        .await
+        .unwrap();
+    let count = "SELECT count(*) FROM pg_database WHERE datname LIKE $1";
+    let name = format!("%_t{}", first.sandbox);
+    let started = Instant::now();
+    loop {
+        let left: i64 = admin.query_one(count, &[&name]).await.unwrap().get(0);
+        if left == 0 {
+            break;
+        }
+        assert!(started.elapsed() < DEADLINE, "{name} is still there");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // Our own live process' sandboxes are not orphans.
+    let mine = stack.sandbox("orders").await.unwrap();
+    let _again = OtherProcess::start(&clone);
+    postgres(&variable(&mine, "MAESTRO_POSTGRES_URL"))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_server_whose_guard_was_killed_is_replaced_and_a_process_with_its_pid_is_not_touched() {
+    let clone = Clone::with(&[Service::Redis]);
+    let mut first = OtherProcess::start(&clone);
+    first.kill();
+    let directory = homes(&clone)[0].join("redis");
+    // The guard is killed, and the pid it wrote down has become somebody else's.
+    let guard = std::fs::read_to_string(directory.join("guard")).unwrap();
+    let pid = guard.split(' ').next().unwrap();
+    let killed = Command::new("kill").args(["-KILL", pid]).status().unwrap();
+    assert!(killed.success());
+    let mut decoy = Command::new("sleep").arg("600").spawn().unwrap();
+    std::fs::write(directory.join("companion"), format!("{} 1", decoy.id())).unwrap();
+    assert!(is_listening(&first.servers[0]));
+
+    let second = OtherProcess::start(&clone);
+    assert!(
+        !is_listening(&first.servers[0]),
+        "the old server still runs"
+    );
+    assert!(is_listening(&second.servers[0]));
+    assert_eq!(
+        decoy.try_wait().unwrap(),
+        None,
+        "somebody else's process was killed"
+    );
+    decoy.kill().unwrap();
+    decoy.wait().unwrap();
+}
