@@ -2,29 +2,97 @@
 
 use std::fmt;
 
-/// One thing that is wrong with the environment.
+use crate::origin::Origin;
+use crate::variable::Variable;
+
+/// One thing that is wrong with the environment, or (as a warning) that will be one day.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     pub(crate) variable: String,
     pub(crate) origin: String,
     pub(crate) message: String,
+    pub(crate) expected: String,
+    pub(crate) example: String,
     pub(crate) fix: String,
 }
 
 impl Problem {
-    /// The variable it is about.
+    /// The variable it is about, or the file when a line of it names none.
     pub fn variable(&self) -> &str {
         &self.variable
+    }
+
+    /// Where the value came from: process environment, file and line, secret file.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// What is wrong, without a secret.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// What would be right.
+    pub fn expected(&self) -> &str {
+        &self.expected
+    }
+
+    /// A value that would be accepted.
+    pub fn example(&self) -> &str {
+        &self.example
+    }
+
+    /// What to paste or to do.
+    pub fn fix(&self) -> &str {
+        &self.fix
+    }
+
+    pub(crate) fn of(
+        variable: &Variable,
+        origin: &Origin,
+        message: impl Into<String>,
+        fix: impl Into<String>,
+    ) -> Self {
+        Self {
+            variable: variable.name.to_owned(),
+            origin: origin.to_string(),
+            message: message.into(),
+            expected: variable.expectation(),
+            example: variable.example_text().to_owned(),
+            fix: fix.into(),
+        }
+    }
+
+    /// Replaces every occurrence of a secret, whichever way it got into the text.
+    pub(crate) fn scrub(&mut self, secret: &str) {
+        for text in [
+            &mut self.variable,
+            &mut self.origin,
+            &mut self.message,
+            &mut self.expected,
+            &mut self.example,
+            &mut self.fix,
+        ] {
+            if text.contains(secret) {
+                *text = text.replace(secret, "[redacted]");
+            }
+        }
     }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} ({}): {}\n    fix: {}",
-            self.variable, self.origin, self.message, self.fix
-        )
+        write!(f, "{} ({}): {}", self.variable, self.origin, self.message)?;
+        for (label, text) in [
+            ("expected", &self.expected),
+            ("example", &self.example),
+            ("fix", &self.fix),
+        ] {
+            if !text.is_empty() {
+                write!(f, "\n       {label:<9} {text}")?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -35,7 +103,7 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    /// Every problem, in the order of the tables.
+    /// Every problem: files first, then variables in the order of the tables, then unknown names.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
@@ -50,7 +118,7 @@ impl fmt::Display for ConfigError {
         };
         write!(f, "the environment has {} {plural}:", self.problems.len())?;
         for (index, problem) in self.problems.iter().enumerate() {
-            write!(f, "\n{:>3}. {problem}", index + 1)?;
+            write!(f, "\n{:>4}. {problem}", index + 1)?;
         }
         Ok(())
     }

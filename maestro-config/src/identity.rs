@@ -3,8 +3,9 @@
 use std::fmt;
 
 use crate::conventions::ServiceName;
+use crate::kind::Kind;
 use crate::reader::{FromEnvironment, Reader};
-use crate::variable::{Kind, Table, Variable};
+use crate::variable::{Table, Variable};
 
 /// The kind of environment a process runs in; strict rules hold in staging and production.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,6 +33,18 @@ impl Deployment {
             Self::Staging => "staging",
             Self::Production => "production",
         }
+    }
+
+    pub(crate) fn parse(word: &str) -> Option<Self> {
+        [
+            Self::Development,
+            Self::Test,
+            Self::Demo,
+            Self::Staging,
+            Self::Production,
+        ]
+        .into_iter()
+        .find(|deployment| deployment.as_str() == word)
     }
 
     /// True in staging and production.
@@ -89,16 +102,16 @@ const NAME: Variable = Variable::new("MAESTRO_SERVICE_NAME", Kind::Name)
     .example("quality-fabric");
 const VERSION: Variable = Variable::new("MAESTRO_SERVICE_VERSION", Kind::String)
     .default("0.0.0")
-    .doc("Version of the service; required in staging and production.")
+    .doc("Version of the service; must be set outside development and test.")
     .example("1.4.2");
-const ENVIRONMENT: Variable = Variable::new(
+pub(crate) const ENVIRONMENT: Variable = Variable::new(
     "MAESTRO_ENVIRONMENT",
     Kind::Choice {
         words: &["development", "test", "demo", "staging", "production"],
     },
 )
 .required()
-.doc("Kind of environment; staging and production turn the strict rules on.")
+.doc("Kind of environment. Staging and production turn the strict rules on, and no env file is read there. No default, because forgetting it must not turn the rules off.")
 .example("development");
 const TEAM: Variable = Variable::new("MAESTRO_TEAM", Kind::String)
     .default("unassigned")
@@ -107,11 +120,19 @@ const TEAM: Variable = Variable::new("MAESTRO_TEAM", Kind::String)
 const INSTANCE: Variable = Variable::new("MAESTRO_INSTANCE_ID", Kind::String)
     .doc("This process among the replicas; the host name when absent.")
     .example("quality-fabric-7d4b9");
+const ENV_FILES: Variable = Variable::new("MAESTRO_ENV_FILES", Kind::Paths)
+    .doc("Env files to read instead of searching for them, later ones above earlier ones. Process environment only; refused in staging and production.")
+    .example(".env.shared,.env");
 
 static TABLE: Table = Table {
     owner: "maestro-config",
-    areas: &["MAESTRO_SERVICE_"],
-    variables: &[NAME, VERSION, ENVIRONMENT, TEAM, INSTANCE],
+    areas: &[
+        "MAESTRO_SERVICE_",
+        "MAESTRO_ENV",
+        "MAESTRO_TEAM",
+        "MAESTRO_INSTANCE",
+    ],
+    variables: &[NAME, VERSION, ENVIRONMENT, TEAM, INSTANCE, ENV_FILES],
 };
 
 impl FromEnvironment for Identity {
@@ -125,18 +146,83 @@ impl FromEnvironment for Identity {
         let deployment = reader.choice(&ENVIRONMENT);
         let team = reader.string(&TEAM);
         let instance = reader.optional(&INSTANCE, Reader::string);
+        let deployment = Deployment::parse(&deployment?);
+        let unversioned =
+            deployment.is_some_and(|d| !matches!(d, Deployment::Development | Deployment::Test));
+        if unversioned && !reader.is_set(&VERSION) {
+            reader.problem(
+                &VERSION,
+                "is not set, and traces and metrics could not tell releases apart",
+                VERSION.fix(None),
+            );
+        }
         Some(Self {
             service: service?,
             version: version?,
-            deployment: match deployment?.as_str() {
-                "development" => Deployment::Development,
-                "test" => Deployment::Test,
-                "demo" => Deployment::Demo,
-                "staging" => Deployment::Staging,
-                _ => Deployment::Production,
-            },
+            deployment: deployment?,
             team: team?,
-            instance: instance?.unwrap_or_else(|| "localhost".to_owned()),
+            instance: instance?.unwrap_or_else(|| reader.host_name().to_owned()),
         })
+    }
+}
+
+/// The name of this host, for the instance id.
+pub(crate) fn host_name() -> String {
+    let system = rustix::system::uname();
+    let name = system.nodename().to_string_lossy();
+    if name.trim().is_empty() {
+        return "localhost".to_owned();
+    }
+    name.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Environment, Identity};
+
+    const NAMED: (&str, &str) = ("MAESTRO_SERVICE_NAME", "orders");
+
+    #[test]
+    fn a_version_is_optional_only_in_development_and_test() {
+        for (deployment, accepted) in [
+            ("development", true),
+            ("test", true),
+            ("demo", false),
+            ("staging", false),
+            ("production", false),
+        ] {
+            let pairs = [NAMED, ("MAESTRO_ENVIRONMENT", deployment)];
+            let environment = Environment::from_pairs(pairs);
+            assert_eq!(
+                environment.read::<Identity>().is_ok(),
+                accepted,
+                "{deployment}"
+            );
+            let versioned = environment.with_pairs([("MAESTRO_SERVICE_VERSION", "1.10")]);
+            let identity = versioned.read::<Identity>().unwrap();
+            assert_eq!(identity.version(), "1.10", "text stays text");
+        }
+    }
+
+    #[test]
+    fn forgetting_the_kind_of_environment_is_a_problem_and_not_development() {
+        let error = Environment::from_pairs([NAMED])
+            .read::<Identity>()
+            .unwrap_err();
+        assert_eq!(error.problems()[0].variable(), "MAESTRO_ENVIRONMENT");
+        let error = Environment::from_pairs([NAMED, ("MAESTRO_ENVIRONMENT", "prod")])
+            .read::<Identity>()
+            .unwrap_err();
+        assert_eq!(error.problems()[0].fix(), "MAESTRO_ENVIRONMENT=production");
+    }
+
+    #[test]
+    fn the_instance_is_the_host_by_default() {
+        let directory = tempfile::tempdir().unwrap();
+        let pairs = [NAMED, ("MAESTRO_ENVIRONMENT", "test")];
+        let pairs = pairs.map(|(name, value)| (name.into(), value.into()));
+        let environment = Environment::load_in(directory.path(), pairs);
+        let identity = environment.read::<Identity>().unwrap();
+        assert_eq!(identity.instance(), super::host_name());
     }
 }

@@ -38,4 +38,5 @@ pub mod rabbitmq;
 pub mod redis;
 mod resources;
 
+pub(crate) use encode::percent;
 pub use resources::{Passwords, ServiceResources};

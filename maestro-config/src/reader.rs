@@ -1,15 +1,23 @@
 //! Typed reading: every getter notes its problem and goes on, so that one pass finds them all.
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use url::Url;
-
 use crate::conventions::ServiceName;
 use crate::environment::Environment;
-use crate::error::{ConfigError, Problem};
+use crate::error::Problem;
+use crate::identity::Deployment;
+use crate::kind::Kind;
+use crate::merge::{self, Entry, Merged};
+use crate::origin::Origin;
+use crate::parse::{self, Wrong};
+use crate::raw::Raw;
+use crate::rules;
 use crate::secret::Secret;
+use crate::typos;
 use crate::variable::{Table, Variable};
 
 /// A settings struct that is read from the environment.
@@ -25,199 +33,312 @@ pub trait FromEnvironment: Sized {
 }
 
 /// Reads variables and collects problems.
-#[derive(Debug)]
+///
+/// A getter returns `None` after it has noted a problem. White space around a value is no part of it,
+/// except in a [`secret`](Self::secret). An empty value is no value: the default holds, or the
+/// variable is not set. That is what `NAME: ${OTHER:-}` in a compose file means.
 pub struct Reader<'a> {
-    environment: &'a Environment,
-    problems: Vec<Problem>,
+    pub(crate) environment: &'a Environment,
+    pub(crate) tables: Vec<&'static Table>,
+    pub(crate) merged: Merged,
+    pub(crate) problems: Vec<Problem>,
+    pub(crate) warnings: Vec<Problem>,
+    /// Names that some problem tells to rename; not reported a second time as unknown.
+    pub(crate) explained: BTreeSet<String>,
 }
 
-impl<'a> Reader<'a> {
-    pub(crate) fn new(environment: &'a Environment) -> Self {
-        Self {
-            environment,
-            problems: Vec::new(),
-        }
-    }
-
-    pub(crate) fn finish<T>(self, value: Option<T>) -> Result<T, ConfigError> {
-        match value {
-            Some(value) if self.problems.is_empty() => Ok(value),
-            _ => Err(ConfigError {
-                problems: self.problems,
-            }),
-        }
-    }
-
+impl Reader<'_> {
     /// Text.
     pub fn string(&mut self, variable: &Variable) -> Option<String> {
-        self.raw(variable)
+        Some(self.raw(variable)?.trimmed().to_owned())
     }
 
     /// Text that must not be shown.
     pub fn secret(&mut self, variable: &Variable) -> Option<Secret<String>> {
-        self.raw(variable).map(Secret::new)
+        let raw = self.raw(variable)?;
+        self.check_secret(variable, &raw)?;
+        Some(Secret::new(String::clone(&raw.text)))
     }
 
     /// A service name.
     pub fn service_name(&mut self, variable: &Variable) -> Option<ServiceName> {
-        self.parse(variable, "a service name", |text| text.parse().ok())
+        self.parse(variable, |text| {
+            text.parse::<ServiceName>()
+                .map_err(|error| Wrong::new(format!("is not {}", error.expected())))
+        })
     }
 
-    /// One of the words of [`Kind::Choice`](crate::Kind::Choice).
+    /// One of the words of [`Kind::Choice`].
     pub fn choice(&mut self, variable: &Variable) -> Option<String> {
-        let crate::Kind::Choice { words } = variable.kind else {
-            return self.raw(variable);
+        let Kind::Choice { words } = variable.kind else {
+            return self.string(variable);
         };
-        self.parse(variable, &format!("one of {}", words.join(", ")), |text| {
-            words.contains(&text).then(|| text.to_owned())
+        self.parse(variable, |text| {
+            if words.contains(&text) {
+                return Ok(text.to_owned());
+            }
+            let wrong = Wrong::new("is none of the words accepted");
+            let lower = text.to_ascii_lowercase();
+            let near = words
+                .iter()
+                .find(|word| **word == lower || (lower.len() >= 3 && word.starts_with(&lower)));
+            Err(near.map_or(wrong.clone(), |word| wrong.meant(*word)))
         })
     }
 
     /// A duration with unit.
     pub fn duration(&mut self, variable: &Variable) -> Option<Duration> {
-        self.parse(
-            variable,
-            "a duration such as `250ms`, `30s` or `5m`",
-            parse_duration,
-        )
+        self.parse(variable, |text| {
+            within(variable, parse::duration(text)?, parse::duration)
+        })
     }
 
     /// A comma-separated list of durations.
     pub fn durations(&mut self, variable: &Variable) -> Option<Vec<Duration>> {
-        self.parse(
-            variable,
-            "a list of durations such as `1s,10s,60s`",
-            |text| {
-                text.split(',')
-                    .map(|part| parse_duration(part.trim()))
-                    .collect()
-            },
-        )
-    }
-
-    /// Bytes.
-    pub fn size(&mut self, variable: &Variable) -> Option<u64> {
-        self.parse(variable, "a size such as `64MiB`", parse_size)
-    }
-
-    /// A whole number within the bounds of [`Kind::Count`](crate::Kind::Count).
-    pub fn count(&mut self, variable: &Variable) -> Option<u64> {
-        let crate::Kind::Count { min, max } = variable.kind else {
-            return None;
-        };
-        self.parse(
-            variable,
-            &format!("a whole number from {min} to {max}"),
-            |text| text.parse().ok().filter(|n| (min..=max).contains(n)),
-        )
-    }
-
-    /// A number from 0 to 1.
-    pub fn ratio(&mut self, variable: &Variable) -> Option<f64> {
-        self.parse(variable, "a number from 0 to 1", |text| {
-            text.parse().ok().filter(|n| (0.0..=1.0).contains(n))
-        })
-    }
-
-    /// A URL; wrapped, because it can hold a password.
-    pub fn url(&mut self, variable: &Variable) -> Option<Secret<String>> {
-        self.parse(variable, "a URL", |text| {
-            Url::parse(text).ok().map(|_| Secret::new(text.to_owned()))
-        })
-    }
-
-    /// A comma-separated list of URLs.
-    pub fn urls(&mut self, variable: &Variable) -> Option<Vec<Secret<String>>> {
-        self.parse(variable, "a list of URLs", |text| {
-            text.split(',')
-                .map(|part| {
-                    Url::parse(part.trim())
-                        .ok()
-                        .map(|_| Secret::new(part.trim().to_owned()))
-                })
+        self.parse(variable, |text| {
+            parse::durations(text)?
+                .into_iter()
+                .map(|duration| within(variable, duration, parse::duration))
                 .collect()
         })
     }
 
+    /// Bytes.
+    pub fn size(&mut self, variable: &Variable) -> Option<u64> {
+        self.parse(variable, |text| {
+            within(variable, parse::size(text)?, parse::size)
+        })
+    }
+
+    /// A whole number within the bounds of [`Kind::Count`].
+    pub fn count(&mut self, variable: &Variable) -> Option<u64> {
+        let (min, max) = match variable.kind {
+            Kind::Count { min, max } => (min, max),
+            _ => (0, u64::MAX),
+        };
+        self.parse(variable, |text| parse::count(text, min, max))
+    }
+
+    /// A number from 0 to 1.
+    pub fn ratio(&mut self, variable: &Variable) -> Option<f64> {
+        self.parse(variable, parse::ratio)
+    }
+
     /// A socket address.
     pub fn address(&mut self, variable: &Variable) -> Option<SocketAddr> {
-        self.parse(variable, "an address such as `0.0.0.0:8000`", |text| {
-            text.parse().ok()
-        })
+        self.parse(variable, parse::address)
     }
 
     /// A path.
     pub fn path(&mut self, variable: &Variable) -> Option<PathBuf> {
-        self.raw(variable).map(PathBuf::from)
+        self.string(variable).map(PathBuf::from)
     }
 
-    /// A variable that may be absent: `Some(None)` when nothing sets it.
+    /// A comma-separated list of paths.
+    pub fn paths(&mut self, variable: &Variable) -> Option<Vec<PathBuf>> {
+        self.parse(variable, |text| {
+            Ok(parse::elements(text)?
+                .into_iter()
+                .map(PathBuf::from)
+                .collect())
+        })
+    }
+
+    /// A variable that may be absent: `Some(None)` when nothing sets it, or sets it to nothing.
     pub fn optional<T>(
         &mut self,
         variable: &Variable,
         read: impl FnOnce(&mut Self, &Variable) -> Option<T>,
     ) -> Option<Option<T>> {
-        if self.lookup(variable).is_none() {
-            return Some(None);
+        match self.entry(variable) {
+            None => Some(None),
+            Some(entry) if entry.is_empty() => {
+                if variable.secret && self.deployment().is_some_and(Deployment::is_strict) {
+                    let fix = format!("remove {}, or give it a value", entry.name);
+                    self.problems
+                        .push(Problem::of(variable, &entry.origin, "is empty", fix));
+                    return None;
+                }
+                Some(None)
+            }
+            Some(_) => read(self, variable).map(Some),
         }
-        read(self, variable).map(Some)
     }
 
-    /// Notes a problem that spans variables or that the getters cannot see.
+    /// True when something sets the variable to more than nothing.
+    pub fn is_set(&self, variable: &Variable) -> bool {
+        self.entry(variable).is_some_and(|entry| !entry.is_empty())
+    }
+
+    /// The kind of environment, for defaults that depend on it; `None` when it is not set or wrong,
+    /// which [`Identity`](crate::Identity) reports.
+    pub fn deployment(&self) -> Option<Deployment> {
+        self.environment.deployment()
+    }
+
+    /// The name of the service, for names derived from it; `None` when it is not set or wrong, which
+    /// [`Identity`](crate::Identity) reports.
+    pub fn service(&self) -> Option<ServiceName> {
+        self.environment.service()
+    }
+
+    /// The name of this host, as far as the environment knows one.
+    pub(crate) fn host_name(&self) -> &str {
+        &self.environment.host_name
+    }
+
+    /// Notes a problem that spans variables or that the getters cannot see. `message` continues the
+    /// variable's name; `fix` is what to paste or to do. Neither may hold a secret.
     pub fn problem(
         &mut self,
         variable: &Variable,
         message: impl Into<String>,
         fix: impl Into<String>,
     ) {
-        let problem = Problem {
-            variable: variable.name.to_owned(),
-            origin: "environment".to_owned(),
-            message: message.into(),
-            fix: fix.into(),
-        };
-        // Settings that hold the identity read its variables again.
-        if !self.problems.contains(&problem) {
-            self.problems.push(problem);
-        }
+        let problem = Problem::of(variable, &self.origin(variable), message, fix);
+        self.problems.push(problem);
     }
 
-    fn lookup(&self, variable: &Variable) -> Option<&'a str> {
-        let values = &self.environment.values;
-        std::iter::once(&variable.name)
-            .chain(variable.aliases)
-            .find_map(|name| values.get(*name).map(String::as_str))
-    }
-
-    fn raw(&mut self, variable: &Variable) -> Option<String> {
-        let value = self.lookup(variable).or(variable.default);
-        if value.is_none() {
-            self.problem(
-                variable,
-                "is not set",
-                format!("{}={}", variable.name, variable.example),
-            );
-        }
-        value.map(str::to_owned)
-    }
-
-    fn parse<T>(
+    /// Notes what still works and should be changed, such as an older value that is mapped to a new
+    /// one. Warnings reach the log, and [`Environment::read_with_warnings`] hands them out.
+    pub fn warning(
         &mut self,
         variable: &Variable,
-        expected: &str,
-        parse: impl FnOnce(&str) -> Option<T>,
-    ) -> Option<T> {
-        let text = self.raw(variable)?;
-        let parsed = parse(&text);
-        if parsed.is_none() {
-            self.problem(
-                variable,
-                format!("expected {expected}"),
-                format!("{}={}", variable.name, variable.example),
-            );
-        }
-        parsed
+        message: impl Into<String>,
+        fix: impl Into<String>,
+    ) {
+        let warning = Problem::of(variable, &self.origin(variable), message, fix);
+        self.warnings.push(warning);
     }
+
+    /// What sets the variable.
+    pub(crate) fn entry(&self, variable: &Variable) -> Option<Entry> {
+        let in_tables = self
+            .tables
+            .iter()
+            .any(|table| table.variables.iter().any(|v| v.name == variable.name));
+        if in_tables {
+            return self.merged.entries.get(variable.name).cloned();
+        }
+        // A variable that its crate forgot in the table still works, undocumented.
+        let merged = merge::merge(&self.environment.layers, [variable]);
+        merged.entries.into_values().next()
+    }
+
+    fn origin(&self, variable: &Variable) -> Origin {
+        match self.entry(variable) {
+            Some(entry) if !entry.is_empty() => entry.origin,
+            _ if variable.default.is_some() => Origin::Default,
+            Some(entry) => entry.origin,
+            None => Origin::Unset,
+        }
+    }
+
+    /// The text of a variable, or a problem.
+    pub(crate) fn raw(&mut self, variable: &Variable) -> Option<Raw> {
+        let entry = self.entry(variable);
+        if let Some(entry) = &entry
+            && !entry.is_empty()
+        {
+            return match &entry.value {
+                Ok(value) => Some(Raw::new(variable, value)),
+                Err(fault) => {
+                    let fix = fault.fix(entry.name);
+                    let problem = Problem::of(variable, &entry.origin, fault.message(), fix);
+                    self.problems.push(problem);
+                    None
+                }
+            };
+        }
+        if let Some(default) = variable.default {
+            return Some(Raw::of_default(default));
+        }
+        let problem = self.missing(variable, entry.as_ref());
+        self.problems.push(problem);
+        None
+    }
+
+    fn missing(&mut self, variable: &Variable, empty: Option<&Entry>) -> Problem {
+        if let Some(entry) = empty {
+            return Problem::of(variable, &entry.origin, "is empty", variable.fix(None));
+        }
+        let names = self.environment.layers.names().map(|(name, _)| name);
+        let near = typos::misspelling(variable, names, &self.tables).map(str::to_owned);
+        let Some(near) = near else {
+            return Problem::of(variable, &Origin::Unset, "is not set", variable.fix(None));
+        };
+        let message = format!("is not set, but {near} is");
+        let fix = format!("rename {near} to {}", variable.name);
+        self.explained.insert(near);
+        Problem::of(variable, &Origin::Unset, message, fix)
+    }
+
+    /// Parses the trimmed text of a variable, or notes a problem.
+    pub(crate) fn parse<T>(
+        &mut self,
+        variable: &Variable,
+        parse: impl FnOnce(&str) -> Result<T, Wrong>,
+    ) -> Option<T> {
+        let raw = self.raw(variable)?;
+        match parse(raw.trimmed()) {
+            Ok(value) => Some(value),
+            Err(wrong) => {
+                self.wrong(variable, &raw, &wrong);
+                None
+            }
+        }
+    }
+
+    pub(crate) fn wrong(&mut self, variable: &Variable, raw: &Raw, wrong: &Wrong) {
+        self.problems.push(raw.problem(variable, wrong));
+    }
+
+    /// What is wrong with a secret beyond its being there.
+    pub(crate) fn check_secret(&mut self, variable: &Variable, raw: &Raw) -> Option<()> {
+        if raw.text.starts_with(['\n', '\r']) || raw.text.ends_with(['\n', '\r']) {
+            let wrong = Wrong::new("begins or ends with a line break")
+                .fix("store it without one: printf %s, not echo");
+            self.wrong(variable, raw, &wrong);
+            return None;
+        }
+        if self.deployment().is_some_and(Deployment::is_strict)
+            && let Some(wrong) = rules::password(&raw.text)
+        {
+            self.wrong(variable, raw, &wrong);
+            return None;
+        }
+        Some(())
+    }
+}
+
+impl fmt::Debug for Reader<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader")
+            .field("problems", &self.problems)
+            .field("warnings", &self.warnings)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Checks the bounds of a duration or a size.
+fn within<T: PartialOrd + Default>(
+    variable: &Variable,
+    value: T,
+    parse: fn(&str) -> Result<T, Wrong>,
+) -> Result<T, Wrong> {
+    let Some((min, max)) = variable.bounds else {
+        return Ok(value);
+    };
+    if value == T::default() && !variable.zero.is_empty() {
+        return Ok(value);
+    }
+    if parse(min).is_ok_and(|bound| value < bound) {
+        return Err(Wrong::new(format!("is below {min}")));
+    }
+    if parse(max).is_ok_and(|bound| value > bound) {
+        return Err(Wrong::new(format!("is above {max}")));
+    }
+    Ok(value)
 }
 
 macro_rules! tuples {
@@ -241,37 +362,8 @@ tuples!(A, B, C);
 tuples!(A, B, C, D);
 tuples!(A, B, C, D, E);
 tuples!(A, B, C, D, E, F);
+tuples!(A, B, C, D, E, F, G);
+tuples!(A, B, C, D, E, F, G, H);
 
-fn parse_duration(text: &str) -> Option<Duration> {
-    if text == "0" {
-        return Some(Duration::ZERO);
-    }
-    let split = text.find(|c: char| !c.is_ascii_digit())?;
-    let (number, unit) = text.split_at(split);
-    let number: u64 = number.parse().ok()?;
-    let millis = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return None,
-    };
-    number.checked_mul(millis).map(Duration::from_millis)
-}
-
-fn parse_size(text: &str) -> Option<u64> {
-    if text == "0" {
-        return Some(0);
-    }
-    let split = text.find(|c: char| !c.is_ascii_digit())?;
-    let (number, unit) = text.split_at(split);
-    let number: u64 = number.parse().ok()?;
-    let bytes = match unit {
-        "B" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        _ => return None,
-    };
-    number.checked_mul(bytes)
-}
+#[cfg(test)]
+mod tests;

@@ -1,51 +1,7 @@
 //! Variables as data: what a crate reads, so that parsing, documentation, the JSON schema, typo
 //! detection and the doctor all speak from one table.
 
-/// The type of a variable's value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Kind {
-    /// Any text.
-    String,
-    /// A service name.
-    Name,
-    /// A number with a unit: `250ms`, `30s`, `5m`, `2h`; `0` alone means zero.
-    Duration,
-    /// A comma-separated list of durations.
-    Durations,
-    /// Bytes with a unit: `512B`, `16KiB`, `64MiB`, `1GiB`; `0` alone means zero.
-    Size,
-    /// A whole number within bounds, both included.
-    Count {
-        /// Smallest value accepted.
-        min: u64,
-        /// Largest value accepted.
-        max: u64,
-    },
-    /// A number from 0 to 1.
-    Ratio,
-    /// A URL with one of these schemes.
-    Url {
-        /// Schemes accepted, without `://`.
-        schemes: &'static [&'static str],
-    },
-    /// A comma-separated list of URLs, each with one of these schemes.
-    Urls {
-        /// Schemes accepted, without `://`.
-        schemes: &'static [&'static str],
-    },
-    /// A socket address, `0.0.0.0:8000`.
-    Address,
-    /// A path of a file.
-    Path,
-    /// A comma-separated list of paths.
-    Paths,
-    /// One of these words.
-    Choice {
-        /// The words accepted.
-        words: &'static [&'static str],
-    },
-}
+use crate::kind::Kind;
 
 /// One variable, declared as a constant beside the settings struct that reads it.
 ///
@@ -68,6 +24,8 @@ pub struct Variable {
     pub(crate) doc: &'static str,
     pub(crate) example: &'static str,
     pub(crate) hint: &'static str,
+    pub(crate) bounds: Option<(&'static str, &'static str)>,
+    pub(crate) zero: &'static str,
 }
 
 impl Variable {
@@ -84,6 +42,8 @@ impl Variable {
             doc: "",
             example: "",
             hint: "",
+            bounds: None,
+            zero: "",
         }
     }
 
@@ -136,10 +96,68 @@ impl Variable {
         self
     }
 
+    /// Smallest and largest value accepted, both included, of a duration or a size, written as in
+    /// the environment. The reason for a bound belongs into the variable's documentation.
+    ///
+    /// ```
+    /// # use maestro_config::{Kind, Variable};
+    /// const TTL: Variable = Variable::new("MAESTRO_CACHE_DEFAULT_TTL", Kind::Duration)
+    ///     .default("5m")
+    ///     .bounds("1ms", "720h");
+    /// ```
+    #[must_use]
+    pub const fn bounds(mut self, min: &'static str, max: &'static str) -> Self {
+        self.bounds = Some((min, max));
+        self
+    }
+
+    /// What `0` means (`no limit`, `off`); makes zero acceptable below the smaller bound.
+    #[must_use]
+    pub const fn zero(mut self, meaning: &'static str) -> Self {
+        self.zero = meaning;
+        self
+    }
+
     /// The canonical name.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// True when its value must never be shown.
+    #[must_use]
+    pub const fn is_secret(&self) -> bool {
+        self.secret
+    }
+
+    /// What a value must be: the kind's sentence, the bounds and what zero means.
+    pub(crate) fn expectation(&self) -> String {
+        let mut text = self.kind.expectation();
+        if let Some((min, max)) = self.bounds {
+            text = format!("{text}, from {min} to {max}");
+        }
+        if !self.zero.is_empty() {
+            text = format!("{text}; `0` means {}", self.zero);
+        }
+        text
+    }
+
+    /// The example, else the default, else one of the kind.
+    pub(crate) fn example_text(&self) -> &'static str {
+        [self.example, self.default.unwrap_or_default()]
+            .into_iter()
+            .find(|text| !text.is_empty())
+            .unwrap_or(self.kind.example())
+    }
+
+    /// The line to paste, followed by the variable's hint.
+    pub(crate) fn fix(&self, value: Option<&str>) -> String {
+        let line = format!("{}={}", self.name, value.unwrap_or(self.example_text()));
+        if self.hint.is_empty() {
+            line
+        } else {
+            format!("{line}  ({})", self.hint)
+        }
     }
 }
 

@@ -1,0 +1,201 @@
+//! One pass over all tables, and one report of what it found.
+
+use secrecy::zeroize::Zeroizing;
+
+use crate::environment::Environment;
+use crate::error::{ConfigError, Problem};
+use crate::files;
+use crate::identity::Deployment;
+use crate::layers::sounds_secret;
+use crate::merge;
+use crate::origin::Origin;
+use crate::reader::{FromEnvironment, Reader};
+use crate::rules;
+use crate::template::Segment;
+use crate::typos;
+use crate::url_syntax::may_hold_password;
+use crate::variable::Table;
+
+/// Reads the settings; the value and the warnings, or every problem.
+pub(crate) fn read<T: FromEnvironment>(
+    environment: &Environment,
+) -> Result<(T, Vec<Problem>), ConfigError> {
+    let tables = T::tables();
+    let variables = tables.iter().flat_map(|table| table.variables);
+    let merged = merge::merge(&environment.layers, variables);
+    let mut reader = Reader {
+        environment,
+        tables,
+        problems: Vec::new(),
+        warnings: Vec::new(),
+        explained: std::collections::BTreeSet::new(),
+        merged,
+    };
+    let value = T::read(&mut reader);
+    let secrets = secrets(environment, &reader);
+    let Reader {
+        tables,
+        merged,
+        problems,
+        mut warnings,
+        explained,
+        ..
+    } = reader;
+
+    let mut report = environment.problems.clone();
+    let mut of_variables = [merged.problems, problems].concat();
+    of_variables.sort_by_key(|problem| place(problem, &tables));
+    report.extend(of_variables);
+    report.extend(unsaid_deployment(environment, &report));
+    let mut unknown = unknown(environment, &tables);
+    unknown.retain(|problem| !explained.contains(&problem.variable));
+    let strict = environment.deployment().is_some_and(Deployment::is_strict);
+    if strict {
+        report.extend(unknown);
+    } else {
+        warnings.extend(unknown);
+    }
+    if value.is_none() && report.is_empty() {
+        report.push(silent());
+    }
+    finish(&mut report, &secrets);
+    finish(&mut warnings, &secrets);
+    match value {
+        Some(value) if report.is_empty() => Ok((value, warnings)),
+        _ => Err(ConfigError { problems: report }),
+    }
+}
+
+/// Where the variable stands in the tables; the last place for one that stands in none.
+fn place(problem: &Problem, tables: &[&Table]) -> usize {
+    let mut variables = tables.iter().flat_map(|table| table.variables);
+    variables
+        .position(|variable| variable.name == problem.variable)
+        .unwrap_or(usize::MAX)
+}
+
+/// A process that does not say what kind of environment it is would run without the strict rules.
+fn unsaid_deployment(environment: &Environment, report: &[Problem]) -> Option<Problem> {
+    let said = environment.deployment().is_some();
+    let reported = report
+        .iter()
+        .any(|problem| problem.variable == files::ENVIRONMENT);
+    (environment.is_process && !said && !reported).then(|| {
+        let variable = &crate::identity::ENVIRONMENT;
+        Problem::of(
+            variable,
+            &Origin::Unset,
+            "is not set to a kind of environment",
+            variable.fix(None),
+        )
+    })
+}
+
+fn unknown(environment: &Environment, tables: &[&Table]) -> Vec<Problem> {
+    let mut problems: Vec<Problem> = Vec::new();
+    for (name, origin) in environment.layers.names() {
+        if !typos::is_unknown(name, tables) || problems.iter().any(|p| p.variable == name) {
+            continue;
+        }
+        let nearest = typos::nearest(name, tables);
+        problems.push(Problem {
+            variable: name.to_owned(),
+            origin: origin.to_string(),
+            message: "is known to no crate that this service uses".to_owned(),
+            expected: nearest
+                .map(|near| format!("perhaps `{near}`"))
+                .unwrap_or_default(),
+            example: String::new(),
+            fix: match nearest {
+                Some(near) => format!("rename {name} to {near}"),
+                None => format!("remove {name}; docs/configuration.md lists what there is"),
+            },
+        });
+    }
+    problems
+}
+
+/// Settings that failed without a word are a mistake in their crate; still not a silent one.
+fn silent() -> Problem {
+    Problem {
+        variable: "settings".to_owned(),
+        origin: Origin::Unset.to_string(),
+        message: "could not be read, and their crate did not say why".to_owned(),
+        expected: "every `FromEnvironment::read` that returns `None` notes a problem".to_owned(),
+        example: String::new(),
+        fix: "report it to the crate's owner".to_owned(),
+    }
+}
+
+/// Every problem once (two crates may read one variable), and no secret in any, whoever wrote it.
+fn finish(problems: &mut Vec<Problem>, secrets: &[Zeroizing<String>]) {
+    let mut kept: Vec<Problem> = Vec::with_capacity(problems.len());
+    for mut problem in problems.drain(..) {
+        for secret in secrets {
+            problem.scrub(secret);
+        }
+        if !kept.contains(&problem) {
+            kept.push(problem);
+        }
+    }
+    *problems = kept;
+}
+
+/// Every secret that is known here, for [`Problem::scrub`].
+fn secrets(environment: &Environment, reader: &Reader<'_>) -> Vec<Zeroizing<String>> {
+    let mut secrets = Vec::new();
+    let variables = reader.tables.iter().flat_map(|table| table.variables);
+    for variable in variables {
+        if let Some(entry) = reader.merged.entries.get(variable.name)
+            && let Ok(value) = &entry.value
+            && (variable.secret || value.secret || may_hold_password(&value.text))
+        {
+            with_parts(&value.text, &mut secrets);
+        }
+    }
+    let definitions = environment
+        .layers
+        .0
+        .iter()
+        .flat_map(|layer| &layer.definitions);
+    for definition in definitions.filter(|definition| sounds_secret(&definition.name)) {
+        for segment in definition.value.iter().flat_map(|template| &template.0) {
+            if let Segment::Text(text) = segment {
+                with_parts(text, &mut secrets);
+            }
+        }
+    }
+    // Longest first, so that no secret is cut in two by a shorter one inside it.
+    secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+    secrets.dedup();
+    secrets
+}
+
+/// The text, and the passwords of the URLs in it, as written and as meant.
+fn with_parts(text: &str, secrets: &mut Vec<Zeroizing<String>>) {
+    let mut add = |part: &str| {
+        // Short ones are words of the report itself, and the well-known are no secrets.
+        if part.len() >= 6 && rules::password(part).is_none() {
+            secrets.push(Zeroizing::new(part.to_owned()));
+        }
+    };
+    // A URL without user is an address, and may well be the example.
+    if !text.contains("://") || text.contains('@') {
+        add(text.trim());
+    }
+    for url in text.split(',') {
+        let Some((_, rest)) = url.split_once("://") else {
+            continue;
+        };
+        let Some((user, _)) = rest.rsplit_once('@') else {
+            continue;
+        };
+        if let Some((_, password)) = user.split_once(':') {
+            add(password);
+            add(&rules::percent_decoded(password));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
