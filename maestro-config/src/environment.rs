@@ -60,6 +60,26 @@ impl Environment {
         self
     }
 
+    /// This environment with the lines of an env file above everything else; `name` is the file's
+    /// name in reports. For tools that look at a file without running in its place: includes are not
+    /// followed, but reported.
+    ///
+    /// ```
+    /// use maestro_config::{Environment, Identity};
+    ///
+    /// let shared = "MAESTRO_SERVICE_NAME=orders\nMAESTRO_ENVIRONMENT=${KIND:-test}\n";
+    /// let environment = Environment::from_pairs([("A", "b")]).with_env_file(".env.shared", shared);
+    /// assert_eq!(environment.read::<Identity>()?.service().as_str(), "orders");
+    /// # Ok::<(), maestro_config::ConfigError>(())
+    /// ```
+    #[must_use]
+    pub fn with_env_file(mut self, name: &str, text: &str) -> Self {
+        let (layer, problems) = files::of_text(name, text);
+        self.layers.0.push(layer);
+        self.problems.extend(problems);
+        self
+    }
+
     /// The environment of this process: its variables and the env files it may read.
     ///
     /// What is wrong with a file is part of the report of [`read`](Self::read), with everything

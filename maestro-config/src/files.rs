@@ -65,6 +65,32 @@ pub(crate) fn load(directory: &Path, process: Layer) -> (Layers, Vec<Problem>) {
     (loading.layers, loading.problems)
 }
 
+/// The settings of one file's text, and what is wrong with it.
+pub(crate) fn of_text(name: &str, text: &str) -> (Layer, Vec<Problem>) {
+    let parsed = env_file::parse(text);
+    let path = Path::new(name);
+    let mut layer = Layer::default();
+    let faults = parsed.faults.into_iter();
+    let mut problems: Vec<_> = faults.map(|fault| of_fault(path, fault)).collect();
+    for (line, item) in parsed.items {
+        let origin = of_line(path, line);
+        match item {
+            Item::Assign { name, value } => layer.definitions.push(Definition {
+                name,
+                value: Some(value),
+                origin,
+            }),
+            Item::Include { .. } => problems.push(of_file(
+                name,
+                &origin,
+                "includes another file, which is not followed here".to_owned(),
+                "look at that file as well".to_owned(),
+            )),
+        }
+    }
+    (layer, problems)
+}
+
 struct Loading<'a> {
     directory: &'a Path,
     layers: Layers,
@@ -157,25 +183,12 @@ impl Loading<'_> {
         };
         let layer = layer_of(&canonical, rank);
         let parsed = env_file::parse(&text);
-        for fault in parsed.faults {
-            let origin = Origin::File {
-                path: shown.clone(),
-                line: fault.line,
-            };
-            let name = fault.name.unwrap_or_else(|| shown.display().to_string());
-            self.problem(
-                &name,
-                &origin,
-                fault.message.to_owned(),
-                fault.fix.to_owned(),
-            );
-        }
+        let faults = parsed.faults.into_iter();
+        self.problems
+            .extend(faults.map(|fault| of_fault(&shown, fault)));
         including.push(canonical);
         for (line, item) in parsed.items {
-            let origin = Origin::File {
-                path: shown.clone(),
-                line,
-            };
+            let origin = of_line(&shown, line);
             match item {
                 Item::Assign { name, value } => {
                     if let Some(layer) = self.layers.0.get_mut(layer) {
@@ -258,13 +271,9 @@ impl Loading<'_> {
             Ok(_) if bytes.len() as u64 > LONGEST_FILE => Some("is longer than 1 MiB".to_owned()),
             Ok(_) => None,
         };
-        let whole = |line| Origin::File {
-            path: shown.to_owned(),
-            line,
-        };
         if let Some(message) = refused {
             let fix = "let the user of the process read it, or remove it".to_owned();
-            self.problem(&name, &whole(1), message, fix);
+            self.problem(&name, &of_line(shown, 1), message, fix);
             return None;
         }
         let mut text = Zeroizing::new(String::with_capacity(bytes.len()));
@@ -274,7 +283,12 @@ impl Loading<'_> {
             } else {
                 text.push('\n');
                 let fix = "save the file as UTF-8".to_owned();
-                self.problem(&name, &whole(index + 1), "is not UTF-8".to_owned(), fix);
+                self.problem(
+                    &name,
+                    &of_line(shown, index + 1),
+                    "is not UTF-8".to_owned(),
+                    fix,
+                );
             }
         }
         Some(text)
@@ -289,10 +303,7 @@ impl Loading<'_> {
             [] => String::new(),
             names => format!(": {}", names.join(", ")),
         };
-        let origin = Origin::File {
-            path: shown.to_owned(),
-            line: 1,
-        };
+        let origin = of_line(shown, 1);
         self.problem(
             &shown.display().to_string(),
             &origin,
@@ -375,14 +386,36 @@ impl Loading<'_> {
     }
 
     fn problem(&mut self, name: &str, origin: &Origin, message: String, fix: String) {
-        self.problems.push(Problem {
-            variable: name.to_owned(),
-            origin: origin.to_string(),
-            message,
-            expected: String::new(),
-            example: String::new(),
-            fix,
-        });
+        self.problems.push(of_file(name, origin, message, fix));
+    }
+}
+
+fn of_line(path: &Path, line: usize) -> Origin {
+    Origin::File {
+        path: path.to_owned(),
+        line,
+    }
+}
+
+/// A line that is not understood, under its variable's name or else the file's.
+fn of_fault(path: &Path, fault: env_file::Fault) -> Problem {
+    let name = fault.name.unwrap_or_else(|| path.display().to_string());
+    let origin = of_line(path, fault.line);
+    Problem {
+        expected: "`NAME=value`, `source path` or a comment on a line".to_owned(),
+        example: "MAESTRO_TEAM='platform'".to_owned(),
+        ..of_file(&name, &origin, fault.message.to_owned(), fault.fix.to_owned())
+    }
+}
+
+fn of_file(name: &str, origin: &Origin, message: String, fix: String) -> Problem {
+    Problem {
+        variable: name.to_owned(),
+        origin: origin.to_string(),
+        message,
+        expected: String::new(),
+        example: String::new(),
+        fix,
     }
 }
 

@@ -46,7 +46,7 @@ pub(crate) fn read<T: FromEnvironment>(
     let mut of_variables = [merged.problems, problems].concat();
     of_variables.sort_by_key(|problem| place(problem, &tables));
     report.extend(of_variables);
-    report.extend(unsaid_deployment(environment, &report));
+    report.extend(unsaid_deployment(environment, &tables, &report));
     let mut unknown = unknown(environment, &tables);
     unknown.retain(|problem| !explained.contains(&problem.variable));
     let strict = environment.deployment().is_some_and(Deployment::is_strict);
@@ -74,20 +74,23 @@ fn place(problem: &Problem, tables: &[&Table]) -> usize {
         .unwrap_or(usize::MAX)
 }
 
-/// A process that does not say what kind of environment it is would run without the strict rules.
-fn unsaid_deployment(environment: &Environment, report: &[Problem]) -> Option<Problem> {
+/// A service that does not say what kind of environment it is in would run without the strict rules.
+/// Settings that require nothing (of the test kit, of tools) are read without it.
+fn unsaid_deployment(
+    environment: &Environment,
+    tables: &[&Table],
+    report: &[Problem],
+) -> Option<Problem> {
     let said = environment.deployment().is_some();
     let reported = report
         .iter()
         .any(|problem| problem.variable == files::ENVIRONMENT);
-    (environment.is_process && !said && !reported).then(|| {
+    let mut variables = tables.iter().flat_map(|table| table.variables);
+    let is_service = variables.any(|variable| variable.required);
+    (environment.is_process && is_service && !said && !reported).then(|| {
         let variable = &crate::identity::ENVIRONMENT;
-        Problem::of(
-            variable,
-            &Origin::Unset,
-            "is not set to a kind of environment",
-            variable.fix(None),
-        )
+        let message = "is not set to a kind of environment";
+        Problem::of(variable, &Origin::Unset, message, variable.fix(None))
     })
 }
 

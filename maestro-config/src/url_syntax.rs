@@ -78,6 +78,10 @@ fn check_authority(rest: &str) -> Result<(), Wrong> {
             host
         }
     };
+    if host.contains(',') {
+        return Err(Wrong::new("names several hosts in one URL")
+            .fix("name one host, behind which the servers take over from each other"));
+    }
     if !host.starts_with('[') && host.matches(':').count() > 1 {
         return Err(
             Wrong::new("has an IPv6 address without brackets, or a password without `@`")
@@ -188,6 +192,7 @@ mod tests {
             ("postgresql://u:p@h:0/orders", "port 0"),
             ("postgresql://u:p@h:99999/orders", "port that"),
             ("postgresql://u:p@h:/orders", "no port"),
+            ("postgresql://u:p@h1:5432,h2:5432/orders", "several hosts"),
             ("postgresql://u:p@::1/orders", "brackets"),
             ("postgresql://u:p@::1:5432/orders", "brackets"),
             ("postgresql://u:p@[::g]/orders", "invalid IPv6"),

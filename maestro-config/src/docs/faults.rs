@@ -24,8 +24,12 @@ pub fn faults(tables: &[&Table]) -> Vec<String> {
             if !variable.name.chars().all(conventional) {
                 fault("is not upper-case letters, digits and `_`".to_owned());
             }
-            if !variable.name.starts_with("MAESTRO_") {
-                fault("does not begin with MAESTRO_".to_owned());
+            let in_an_area = table
+                .areas
+                .iter()
+                .any(|area| variable.name.starts_with(area));
+            if variable.name.starts_with("MAESTRO_") && !in_an_area {
+                fault("lies in no area of its table, so nobody finds a typo of it".to_owned());
             }
             if variable.name.ends_with("_FILE") {
                 fault("ends in _FILE, which names the secret file of another variable".to_owned());

@@ -94,7 +94,7 @@ fn a_careless_table_is_found_out() {
         "MAESTRO_A: the default `30` has no unit",
         "MAESTRO_A: the bound `1` has no unit",
         "cache_b_FILE: MAESTRO_A is declared twice",
-        "cache_b_FILE: does not begin with MAESTRO_",
+        "MAESTRO_A: lies in no area",
         "cache_b_FILE: ends in _FILE",
         "cache_b_FILE: is not upper-case",
         "cache_b_FILE: the default `yes` is none of the words",
