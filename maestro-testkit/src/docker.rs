@@ -11,6 +11,7 @@ mod plan;
 use std::collections::{BTreeMap, HashMap};
 use std::mem::ManuallyDrop;
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use testcontainers::bollard::models::PortBinding;
@@ -121,7 +122,7 @@ pub(crate) async fn start(request: &Request<'_>) -> Result<Outcome, Error> {
         Ok(engine) => engine,
         Err(reason) => return Ok(Outcome::Unavailable(reason)),
     };
-    if let Err(reason) = engine.provide(&image).await {
+    if let Err(reason) = provide(&engine, &image).await {
         return Ok(Outcome::Unavailable(reason));
     }
     let label = label(request.directory);
@@ -232,6 +233,25 @@ async fn try_start(
     record.version =
         await_ready(request.service, &address, plan.deadline, container.ended()).await?;
     Ok((record, Control::Container(container)))
+}
+
+/// Makes sure that the image is there; else why it is not.
+async fn provide(engine: &Engine, image: &Reference) -> Result<(), String> {
+    // What a registry refused once it is not asked again: every dedicated stack would wait anew.
+    static REFUSED: Mutex<BTreeMap<String, String>> = Mutex::new(BTreeMap::new());
+
+    if engine.has(image).await? {
+        return Ok(());
+    }
+    let refused = |refused: &BTreeMap<_, String>| refused.get(image.as_str()).cloned();
+    if let Some(reason) = REFUSED.lock().ok().and_then(|known| refused(&known)) {
+        return Err(reason);
+    }
+    let pulled = engine.pull(image).await;
+    if let (Err(reason), Ok(mut known)) = (&pulled, REFUSED.lock()) {
+        known.insert(image.to_string(), reason.clone());
+    }
+    pulled
 }
 
 /// The image that the settings name for a server.

@@ -76,13 +76,13 @@ impl Engine {
         }
     }
 
-    /// Makes sure that the image is there; else why it is not.
-    pub(crate) async fn provide(&self, image: &Reference) -> Result<(), String> {
+    /// Whether the image is there; an error when the daemon does not say.
+    pub(crate) async fn has(&self, image: &Reference) -> Result<bool, String> {
         match tokio::time::timeout(ANSWER, self.docker.inspect_image(image.as_str())).await {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(_)) => Ok(true),
             Ok(Err(DockerError::DockerResponseServerError {
                 status_code: 404, ..
-            })) => self.pull(image).await,
+            })) => Ok(false),
             Ok(Err(e)) => Err(format!("looking for the image {image}: {e}")),
             Err(_) => Err(format!(
                 "looking for the image {image}: no answer within {} s",
@@ -91,7 +91,8 @@ impl Engine {
         }
     }
 
-    async fn pull(&self, image: &Reference) -> Result<(), String> {
+    /// Fetches an image that is not there; else why it cannot be had.
+    pub(crate) async fn pull(&self, image: &Reference) -> Result<(), String> {
         let pulling = tokio::time::timeout(PULL, self.pull_anonymously(image));
         let pulled = report::with_progress(&format!("pulling the image {image}"), pulling).await;
         let reason = match pulled {

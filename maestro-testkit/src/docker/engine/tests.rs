@@ -103,13 +103,13 @@ async fn a_socket_behind_which_nobody_listens_is_no_daemon() {
 }
 
 #[tokio::test]
-async fn an_image_that_is_there_is_not_asked_of_any_registry() {
+async fn an_image_that_is_there_is_found_by_its_name() {
     let daemon = FakeDaemon::start(|request| match request {
         "GET /_ping" => Some((200, "OK")),
         "GET /images/postgres:15/json" => Some((200, "{}")),
         _ => None,
     });
-    assert_eq!(daemon.engine().await.provide(&image()).await, Ok(()));
+    assert_eq!(daemon.engine().await.has(&image()).await, Ok(true));
 }
 
 #[tokio::test]
@@ -123,17 +123,18 @@ async fn an_image_that_is_not_there_is_pulled() {
         )),
         _ => None,
     });
-    assert_eq!(daemon.engine().await.provide(&image()).await, Ok(()));
+    let engine = daemon.engine().await;
+    assert_eq!(engine.has(&image()).await, Ok(false));
+    assert_eq!(engine.pull(&image()).await, Ok(()));
 }
 
 #[tokio::test]
 async fn a_registry_that_hangs_is_given_up_before_the_daemon_gives_it_up() {
     let daemon = FakeDaemon::start(|request| match request {
         "GET /_ping" => Some((200, "OK")),
-        "GET /images/postgres:15/json" => Some((404, r#"{"message":"no such image"}"#)),
         _ => None,
     });
-    let reason = daemon.engine().await.provide(&image()).await.unwrap_err();
+    let reason = daemon.engine().await.pull(&image()).await.unwrap_err();
     assert_eq!(
         reason,
         "the image postgres:15 is not here and cannot be pulled (nothing from the registry for 0.2 s)"
@@ -144,13 +145,12 @@ async fn a_registry_that_hangs_is_given_up_before_the_daemon_gives_it_up() {
 async fn a_registry_that_cannot_be_reached_is_named_in_the_reason() {
     let daemon = FakeDaemon::start(|request| match request {
         "GET /_ping" => Some((200, "OK")),
-        "GET /images/postgres:15/json" => Some((404, r#"{"message":"no such image"}"#)),
         _ => Some((
             500,
             r#"{"message":"Get https://registry.example/v2/: dial tcp: lookup registry.example: no such host"}"#,
         )),
     });
-    let reason = daemon.engine().await.provide(&image()).await.unwrap_err();
+    let reason = daemon.engine().await.pull(&image()).await.unwrap_err();
     assert!(reason.contains("postgres:15"), "{reason}");
     assert!(
         reason.contains("registry.example: no such host"),
@@ -162,13 +162,12 @@ async fn a_registry_that_cannot_be_reached_is_named_in_the_reason() {
 async fn an_error_that_comes_in_the_middle_of_a_pull_is_no_success() {
     let daemon = FakeDaemon::start(|request| match request {
         "GET /_ping" => Some((200, "OK")),
-        "GET /images/postgres:15/json" => Some((404, r#"{"message":"no such image"}"#)),
         _ => Some((
             200,
             "{\"status\":\"Pulling\"}\r\n{\"errorDetail\":{\"message\":\"disk full\"},\"error\":\"disk full\"}\r\n",
         )),
     });
-    let reason = daemon.engine().await.provide(&image()).await.unwrap_err();
+    let reason = daemon.engine().await.pull(&image()).await.unwrap_err();
     assert!(reason.contains("disk full"), "{reason}");
 }
 
