@@ -7,6 +7,7 @@ use maestro_config::ServiceName;
 use maestro_metrics::Registry;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::amqp::Broker;
@@ -48,6 +49,8 @@ pub(crate) struct Inner {
     /// The events exchange, for spans.
     pub(crate) exchange: String,
     pub(crate) consumer_tag: String,
+    /// Cancelled when the client closes.
+    pub(crate) closing: CancellationToken,
     consumers: Mutex<Vec<Running>>,
     pub(crate) background: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -89,6 +92,7 @@ impl Messaging {
             metrics,
             exchange,
             consumer_tag,
+            closing: CancellationToken::new(),
             consumers: Mutex::new(Vec::new()),
             background: Mutex::new(Vec::new()),
         });
@@ -150,6 +154,7 @@ impl Messaging {
     /// Drains the consumers, lets publishes in flight finish, closes the connections, and ends every
     /// task. All clones are closed with it.
     pub async fn close(&self) {
+        self.inner.closing.cancel();
         self.drain().await;
         let running = std::mem::take(&mut *self.inner.consumers.lock());
         for running in running {

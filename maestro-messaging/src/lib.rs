@@ -63,6 +63,8 @@ mod headers;
 mod health;
 mod metrics;
 mod monitor;
+#[cfg(feature = "outbox")]
+pub mod outbox;
 mod publish;
 mod retry;
 mod subscription;

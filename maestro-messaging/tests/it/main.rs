@@ -9,5 +9,7 @@
 
 mod consume;
 mod dead_letters;
+#[cfg(feature = "outbox")]
+mod outbox;
 mod publish;
 mod support;
