@@ -1,0 +1,30 @@
+//! Redis as a client of the service.
+
+use maestro_cache::{Cache, CacheConfig};
+use maestro_config::Identity;
+use maestro_metrics::{DrainStep, HealthCheck, Registry};
+
+use super::sealed::Sealed;
+use crate::error::{Error, ErrorKind};
+
+impl Sealed for Cache {
+    type Config = CacheConfig;
+
+    async fn boot(config: CacheConfig, _: &Identity, registry: &Registry) -> Result<Self, Error> {
+        Cache::builder(config)
+            .registry(registry)
+            .connect()
+            .await
+            .map_err(|error| {
+                Error::new(ErrorKind::Start, "the cache client cannot be set up").caused_by(error)
+            })
+    }
+
+    fn health(&self) -> Vec<HealthCheck> {
+        vec![self.health_check()]
+    }
+
+    fn close(&self) -> Vec<DrainStep> {
+        vec![self.drain_step()]
+    }
+}
