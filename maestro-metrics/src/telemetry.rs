@@ -227,14 +227,17 @@ impl TelemetryBuilder<'_> {
             Deployment::Development => LogFormat::Pretty,
             _ => LogFormat::Json,
         });
+        let filter = TelemetryFilter(Arc::clone(&shared));
         let layer = TelemetryLayer {
-            shared: Arc::clone(&shared),
+            filter: filter.clone(),
             logs: Logs::new(format, output, identity, registry),
+            alone: more.is_none(),
         };
-        let subscriber = tracing_subscriber::registry()
-            .with(more)
-            .with(layer.with_filter(TelemetryFilter(Arc::clone(&shared))));
-        let dispatch = Dispatch::new(subscriber);
+        let subscriber = tracing_subscriber::registry();
+        let dispatch = match more {
+            None => Dispatch::new(subscriber.with(layer)),
+            Some(more) => Dispatch::new(subscriber.with(more).with(layer.with_filter(filter))),
+        };
         registry
             .family(&BUILD)
             .with([

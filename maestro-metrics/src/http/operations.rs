@@ -8,6 +8,7 @@ use axum::http::{Response, StatusCode};
 use axum::routing::get;
 
 use super::scrape::Scraper;
+use super::server::ServerLayer;
 use crate::health::{HealthRegistry, Probe};
 use crate::registry::Registry;
 
@@ -17,18 +18,15 @@ use crate::registry::Registry;
 /// ```
 /// # use maestro_config::{Environment, Identity};
 /// use axum::{Router, routing::get};
-/// use maestro_metrics::{HealthRegistry, Operations, Registry, ServerLayer};
+/// use maestro_metrics::{HealthRegistry, Operations, Registry};
 ///
 /// # let environment = Environment::from_pairs([
 /// #     ("MAESTRO_SERVICE_NAME", "orders"), ("MAESTRO_ENVIRONMENT", "test")]);
 /// # let identity: Identity = environment.read()?;
 /// let registry = Registry::new(&identity);
 /// let health = HealthRegistry::new(&identity, &registry);
-/// let app: Router = Router::new()
-///     .route("/orders", get(|| async { "none" }))
-///     .layer(ServerLayer::new(&registry))
-///     // Merged after the layer: scrapes and probes are no requests of customers.
-///     .merge(Operations::new(&registry, &health).router());
+/// let routes = Router::new().route("/orders", get(|| async { "none" }));
+/// let app: Router = Operations::new(&registry, &health).around(routes);
 /// # Ok::<(), maestro_config::ConfigError>(())
 /// ```
 #[derive(Clone, Debug)]
@@ -60,7 +58,19 @@ impl Operations {
         self
     }
 
-    /// The routes, to be merged into a router or served on a listener of their own.
+    /// A service's routes under a [`ServerLayer`], and the operational ones beside them, which are
+    /// not measured: scrapes and probes are no requests of customers.
+    ///
+    /// # Panics
+    /// As `Router::merge` does: if the service has one of the operational paths itself.
+    pub fn around<S: Clone + Send + Sync + 'static>(self, routes: Router<S>) -> Router<S> {
+        let layer = ServerLayer::new(&self.registry);
+        // In this order: of two routers, the fallback of the one merged in is kept, and what matches
+        // no route is to be measured.
+        self.router().merge(routes.layer(layer))
+    }
+
+    /// The operational routes alone, for a listener of their own.
     pub fn router<S: Clone + Send + Sync + 'static>(self) -> Router<S> {
         let scraper = Scraper::new(self.registry);
         let mut router = Router::new()

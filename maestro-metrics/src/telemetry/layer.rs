@@ -75,6 +75,7 @@ fn traced(metadata: &Metadata<'_>) -> bool {
 }
 
 /// Decides before a span costs anything.
+#[derive(Clone)]
 pub(crate) struct TelemetryFilter(pub(crate) Arc<Shared>);
 
 impl<S> Filter<S> for TelemetryFilter
@@ -125,13 +126,21 @@ where
 }
 
 pub(crate) struct TelemetryLayer {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) filter: TelemetryFilter,
     pub(crate) logs: Logs,
+    /// Whether there is no other layer. Then this one decides for the subscriber, and a span nobody
+    /// exports is not made at all; a filter of one layer among several can only look away, the
+    /// registry makes the span all the same.
+    pub(crate) alone: bool,
 }
 
 impl TelemetryLayer {
+    fn shared(&self) -> &Shared {
+        &self.filter.0
+    }
+
     fn begin(&self, parent: &Context, in_process: bool) -> (Context, bool) {
-        let Some(traces) = &self.shared.traces else {
+        let Some(traces) = &self.shared().traces else {
             // Nothing will ever be known of a span of ours: what follows is the caller's child.
             let trace = parent.trace().cloned();
             let trace = trace.unwrap_or_else(|| TraceContext::root(false));
@@ -153,6 +162,26 @@ impl<S> Layer<S> for TelemetryLayer
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
+    fn register_callsite(&self, metadata: &'static Metadata<'static>) -> Interest {
+        if self.alone {
+            Filter::<S>::callsite_enabled(&self.filter, metadata)
+        } else {
+            Interest::always()
+        }
+    }
+
+    fn enabled(&self, metadata: &Metadata<'_>, seen: Seen<'_, S>) -> bool {
+        !self.alone || self.filter.enabled(metadata, &seen)
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        if self.alone {
+            Filter::<S>::max_level_hint(&self.filter)
+        } else {
+            None
+        }
+    }
+
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, seen: Seen<'_, S>) {
         let here = seen.current_span();
         let found = if attributes.is_contextual() {
@@ -190,7 +219,7 @@ where
             });
             attributes.record(&mut SpanFields {
                 record: &mut record,
-                redaction: &self.shared.redaction,
+                redaction: &self.shared().redaction,
             });
             record
         });
@@ -206,7 +235,7 @@ where
         {
             values.record(&mut SpanFields {
                 record,
-                redaction: &self.shared.redaction,
+                redaction: &self.shared().redaction,
             });
         }
     }
@@ -226,14 +255,14 @@ where
     fn on_event(&self, event: &Event<'_>, seen: Seen<'_, S>) {
         let metadata = event.metadata();
         let here = seen.current_span();
-        if self.shared.logs(metadata) {
+        if self.shared().logs(metadata) {
             let context = context::innermost_scope(here.id())
                 .or_else(|| nearest(seen.event_span(event), |data| data.context.clone()))
                 .or_else(context::scope)
                 .unwrap_or_default();
-            self.logs.write(event, &context, &self.shared.redaction);
+            self.logs.write(event, &context, &self.shared().redaction);
         }
-        if self.shared.traces.is_none() || !traced(metadata) {
+        if self.shared().traces.is_none() || !traced(metadata) {
             return;
         }
         if let Some(span) = seen.event_span(event)
@@ -248,7 +277,7 @@ where
                     Cow::Borrowed("level"),
                     crate::span::Value::Text(Cow::Borrowed(metadata.level().as_str())),
                 )],
-                redaction: &self.shared.redaction,
+                redaction: &self.shared().redaction,
             };
             event.record(&mut fields);
             if *metadata.level() == Level::ERROR && record.failed.is_none() {
@@ -263,7 +292,7 @@ where
     }
 
     fn on_close(&self, id: Id, seen: Seen<'_, S>) {
-        let Some(traces) = &self.shared.traces else {
+        let Some(traces) = &self.shared().traces else {
             return;
         };
         let Some(data) = seen

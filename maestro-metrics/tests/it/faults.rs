@@ -1,0 +1,192 @@
+//! A collector that is absent, refuses, hangs, fails or is slow must not be felt.
+
+use std::time::{Duration, Instant};
+
+use tracing::{Instrument, info_span};
+
+use crate::collector::{Behaviour, Collector};
+use crate::service::{Service, sum, until};
+
+async fn work(spans: usize) {
+    for _ in 0..spans {
+        async {}.instrument(info_span!("work")).await;
+    }
+}
+
+fn pointed_at(url: &str, variables: &[(&str, &str)]) -> Service {
+    let mut all = vec![("MAESTRO_TRACING_ENDPOINT", url)];
+    all.extend_from_slice(variables);
+    Service::start(&all)
+}
+
+/// A port nobody listens on.
+async fn closed_port() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    format!("http://{}", listener.local_addr().unwrap())
+}
+
+#[tokio::test]
+async fn a_collector_that_refuses_connections_costs_the_spans_and_nothing_else() {
+    let url = closed_port().await;
+    let service = pointed_at(&url, &[]);
+    let registry = service.registry.clone();
+    work(100).await;
+    until("a failed attempt", || {
+        sum(
+            &registry,
+            "maestro_traces_exporter_state",
+            &["state=\"failing\""],
+        ) > 0.0
+    })
+    .await;
+    let logs = service.logs.clone();
+    let start = Instant::now();
+    let report = service.shutdown(Duration::from_secs(5)).await;
+    assert!(
+        start.elapsed() < Duration::from_secs(4),
+        "one last attempt: {:?}",
+        start.elapsed()
+    );
+    assert_eq!(report.dropped, [("shutdown", 100)], "{report}");
+    assert!(report.leftover().to_string().contains("100 spans"));
+    let failure = report.last_failure.unwrap();
+    assert!(
+        failure.contains(&url) && failure.contains("refused"),
+        "{failure}"
+    );
+    let lines = logs.json();
+    let complaints = lines.iter().filter(|line| line["level"] == "WARN").count();
+    assert_eq!(complaints, 1, "one line a minute: {}", logs.text());
+    assert_eq!(lines[0]["fields"]["endpoint"], format!("{url}/v1/traces"));
+}
+
+#[tokio::test]
+async fn a_collector_that_hangs_is_cut_off_at_the_deadline_of_the_shutdown() {
+    let collector = Collector::http(Behaviour::Hang).await;
+    let service = pointed_at(&collector.url(), &[]);
+    work(10).await;
+    until("the request hangs", || collector.arrived() > 0).await;
+    work(5).await;
+    let start = Instant::now();
+    let report = service.shutdown(Duration::from_millis(500)).await;
+    let took = start.elapsed();
+    assert!(
+        took >= Duration::from_millis(400) && took < Duration::from_secs(3),
+        "{took:?}"
+    );
+    assert_eq!(report.dropped, [("shutdown", 15)], "{report}");
+}
+
+#[tokio::test]
+async fn a_collector_that_answers_500_is_not_asked_again_with_the_same_batch() {
+    let collector = Collector::http(Behaviour::Answer(500)).await;
+    let service = pointed_at(&collector.url(), &[]);
+    let registry = service.registry.clone();
+    work(10).await;
+    until("the batch is refused", || {
+        sum(
+            &registry,
+            "maestro_traces_spans_dropped_total",
+            &["reason=\"refused\""],
+        ) > 9.0
+    })
+    .await;
+    assert_eq!(collector.arrived(), 1);
+    collector.behave(Behaviour::Accept);
+    work(3).await;
+    let report = service.shutdown(Duration::from_secs(10)).await;
+    assert_eq!(report.exported, 3, "{report}");
+    assert_eq!(report.dropped, [("refused", 10)]);
+}
+
+#[tokio::test]
+async fn a_collector_that_is_busy_gets_the_batch_again() {
+    let collector = Collector::http(Behaviour::Answer(503)).await;
+    let service = pointed_at(&collector.url(), &[]);
+    work(10).await;
+    until("the first attempt", || collector.arrived() > 0).await;
+    collector.behave(Behaviour::Accept);
+    until("the second attempt", || collector.spans().len() == 10).await;
+    let report = service.shutdown(Duration::from_secs(10)).await;
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(report.exported, 10);
+    assert_eq!(report.last_failure, None);
+}
+
+#[tokio::test]
+async fn spans_a_collector_rejects_are_counted_as_lost() {
+    let collector = Collector::http(Behaviour::Reject { spans: 4 }).await;
+    let service = pointed_at(&collector.url(), &[]);
+    work(10).await;
+    let report = service.shutdown(Duration::from_secs(10)).await;
+    assert_eq!(
+        (report.exported, report.dropped),
+        (6, vec![("rejected", 4)])
+    );
+}
+
+#[tokio::test]
+async fn a_full_queue_drops_and_counts_and_never_waits() {
+    let collector = Collector::http(Behaviour::Hang).await;
+    let service = pointed_at(&collector.url(), &[("MAESTRO_TRACING_QUEUE", "50")]);
+    let registry = service.registry.clone();
+    work(10).await;
+    until("the request hangs", || collector.arrived() > 0).await;
+    let start = Instant::now();
+    work(10_000).await;
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(5), "10,000 spans took {took:?}");
+    let full = sum(
+        &registry,
+        "maestro_traces_spans_dropped_total",
+        &["reason=\"queue_full\""],
+    );
+    assert!((full - 9_950.0).abs() < 1e-9, "{full}");
+    assert!((sum(&registry, "maestro_traces_queue_spans", &[]) - 50.0).abs() < 1e-9);
+    let report = service.shutdown(Duration::from_millis(200)).await;
+    let lost: u64 = report.dropped.iter().map(|(_, spans)| spans).sum();
+    assert_eq!(
+        lost + report.exported,
+        10_010,
+        "every span is accounted for: {report}"
+    );
+}
+
+#[tokio::test]
+async fn requests_do_not_feel_a_slow_collector() {
+    // Measured beside each other in one run: the slowest percent with a collector that takes 10 s
+    // for each batch, and with one that answers at once.
+    let quick = Collector::http(Behaviour::Accept).await;
+    let slow = Collector::http(Behaviour::Slow(Duration::from_secs(10))).await;
+    let mut worst = Vec::new();
+    for collector in [&quick, &slow] {
+        let service = pointed_at(&collector.url(), &[]);
+        work(600).await;
+        until("the first batch", || collector.arrived() > 0).await;
+        let mut times: Vec<Duration> = Vec::new();
+        for _ in 0..2_000 {
+            let start = Instant::now();
+            work(1).await;
+            times.push(start.elapsed());
+        }
+        times.sort();
+        worst.push(times[times.len() * 99 / 100]);
+        service.shutdown(Duration::from_millis(300)).await;
+    }
+    let (quick, slow) = (worst[0], worst[1]);
+    assert!(
+        slow < quick * 20 + Duration::from_millis(20),
+        "p99 {slow:?} against {quick:?}"
+    );
+}
+
+#[tokio::test]
+async fn telemetry_that_is_dropped_ends_its_exporter() {
+    let collector = Collector::http(Behaviour::Hang).await;
+    let service = pointed_at(&collector.url(), &[]);
+    work(1).await;
+    until("the request hangs", || collector.arrived() > 0).await;
+    assert_eq!(collector.connections(), 1);
+    drop(service);
+    until("its connection is closed", || collector.connections() == 0).await;
+}

@@ -1,0 +1,209 @@
+//! The Prometheus that Debian packages, started for one test.
+
+use std::io::Write;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
+use axum::routing::get;
+use http_body_util::BodyExt;
+use maestro_metrics::{HealthRegistry, Operations, observe_process, observe_runtime};
+use tokio::net::TcpListener;
+use tower::ServiceExt;
+
+use crate::collector::{Behaviour, Collector};
+use crate::service::Service;
+
+/// Ends with the test.
+struct Prometheus {
+    child: Child,
+    folder: tempfile::TempDir,
+    url: String,
+}
+
+impl Prometheus {
+    fn scraping(target: std::net::SocketAddr) -> Self {
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("prometheus.yml");
+        let text = format!(
+            "global:\n  scrape_interval: 1s\nscrape_configs:\n- job_name: maestro\n  \
+             honor_labels: true\n  static_configs:\n  - targets: ['{target}']\n"
+        );
+        std::fs::write(&config, text).unwrap();
+        let log = std::fs::File::create(folder.path().join("log")).unwrap();
+        let child = Command::new("prometheus")
+            .arg(format!("--config.file={}", config.display()))
+            .arg(format!(
+                "--storage.tsdb.path={}",
+                folder.path().join("data").display()
+            ))
+            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            .arg("--enable-feature=exemplar-storage")
+            .arg("--log.level=debug")
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("the package `prometheus` is installed");
+        Self {
+            child,
+            folder,
+            url: format!("http://127.0.0.1:{port}"),
+        }
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap()
+    }
+
+    async fn ask(&self, path: &str) -> Option<serde_json::Value> {
+        let body = reqwest_get(&format!("{}{path}", self.url)).await?;
+        serde_json::from_str(&body).ok()
+    }
+
+    /// The answer, once it satisfies the condition.
+    async fn until(
+        &self,
+        path: &str,
+        good: impl Fn(&serde_json::Value) -> bool,
+    ) -> serde_json::Value {
+        let deadline = Instant::now() + Duration::from_mins(1);
+        let mut last = None;
+        while Instant::now() < deadline {
+            let answer = self.ask(path).await;
+            if let Some(answer) = answer.clone().filter(&good) {
+                return answer;
+            }
+            last = answer.or(last);
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        panic!("{path} answered {last:?}\n{}", self.log());
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One GET over HTTP/1.1.
+async fn reqwest_get(url: &str) -> Option<String> {
+    let address = url.strip_prefix("http://")?.split('/').next()?.to_owned();
+    let stream = tokio::net::TcpStream::connect(&address).await.ok()?;
+    let io = hyper_util::rt::TokioIo::new(stream);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.ok()?;
+    let driver = tokio::spawn(connection);
+    let path = url.strip_prefix("http://")?.strip_prefix(&address)?;
+    let request = Request::get(path)
+        .header("host", &address)
+        .body(Body::empty())
+        .ok()?;
+    let response = sender.send_request(request).await.ok()?;
+    let body = response.into_body().collect().await.ok()?.to_bytes();
+    driver.abort();
+    String::from_utf8(body.to_vec()).ok()
+}
+
+fn app(service: &Service) -> Router {
+    let health = HealthRegistry::new(&service.identity, &service.registry);
+    observe_process(&service.registry);
+    observe_runtime(&service.registry);
+    let routes = Router::new().route("/orders/{id}", get(|| async { "here" }));
+    Operations::new(&service.registry, &health).around(routes)
+}
+
+#[tokio::test]
+async fn a_real_prometheus_scrapes_without_a_warning_and_keeps_exemplars() {
+    let collector = Collector::http(Behaviour::Accept).await;
+    let url = collector.url();
+    let service = Service::start(&[("MAESTRO_TRACING_ENDPOINT", url.as_str())]);
+    let app = app(&service);
+    for id in 0..10 {
+        let request = Request::get(format!("/orders/{id}"))
+            .body(Body::empty())
+            .unwrap();
+        app.clone().oneshot(request).await.unwrap();
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = listener.local_addr().unwrap();
+    let serving = tokio::spawn(async move { axum::serve(listener, app).await });
+
+    let prometheus = Prometheus::scraping(target);
+    let query = "/api/v1/query?query=http_server_request_duration_seconds_count";
+    let answer = prometheus
+        .until(query, |answer| {
+            answer["data"]["result"]
+                .as_array()
+                .is_some_and(|all| !all.is_empty())
+        })
+        .await;
+    let labels = &answer["data"]["result"][0]["metric"];
+    assert_eq!(labels["service"], "quality-fabric");
+    assert_eq!(labels["team"], "quality");
+    assert_eq!(labels["environment"], "test");
+    assert_eq!(labels["http_route"], "/orders/{id}");
+    assert_eq!(answer["data"]["result"][0]["value"][1], "10");
+
+    let exemplars = "/api/v1/query_exemplars?query=http_server_request_duration_seconds_bucket&start=0&end=9999999999";
+    let answer = prometheus
+        .until(exemplars, |answer| {
+            answer["data"].as_array().is_some_and(|all| !all.is_empty())
+        })
+        .await;
+    let id = &answer["data"][0]["exemplars"][0]["labels"]["trace_id"];
+    assert_eq!(id.as_str().unwrap().len(), 32);
+
+    let targets = prometheus.ask("/api/v1/targets").await.unwrap();
+    let target = &targets["data"]["activeTargets"][0];
+    assert_eq!(
+        (&target["health"], &target["lastError"]),
+        (&"up".into(), &"".into())
+    );
+    let meta = prometheus
+        .ask("/api/v1/metadata?metric=http_server_request_duration_seconds")
+        .await;
+    let meta = &meta.unwrap()["data"]["http_server_request_duration_seconds"][0];
+    assert_eq!(
+        (&meta["type"], &meta["unit"]),
+        (&"histogram".into(), &"seconds".into())
+    );
+    let log = prometheus.log();
+    let complaints: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains("level=warn") || line.contains("level=error"))
+        .collect();
+    assert!(complaints.is_empty(), "{complaints:?}");
+    serving.abort();
+}
+
+#[tokio::test]
+async fn promtool_finds_nothing_to_say() {
+    let service = Service::start(&[]);
+    let app = app(&service);
+    let request = Request::get("/orders/1").body(Body::empty()).unwrap();
+    app.oneshot(request).await.unwrap();
+    let mut check = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the package `prometheus` is installed");
+    check
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(service.registry.text().as_bytes())
+        .unwrap();
+    let output = check.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.is_empty(), "{said}");
+}
