@@ -59,6 +59,7 @@
 mod catalogue;
 mod cell;
 mod context;
+pub mod docs;
 mod drain;
 mod encode;
 #[cfg(feature = "otlp")]
