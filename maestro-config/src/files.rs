@@ -404,7 +404,12 @@ fn of_fault(path: &Path, fault: env_file::Fault) -> Problem {
     Problem {
         expected: "`NAME=value`, `source path` or a comment on a line".to_owned(),
         example: "MAESTRO_TEAM='platform'".to_owned(),
-        ..of_file(&name, &origin, fault.message.to_owned(), fault.fix.to_owned())
+        ..of_file(
+            &name,
+            &origin,
+            fault.message.to_owned(),
+            fault.fix.to_owned(),
+        )
     }
 }
 

@@ -8,6 +8,7 @@ use tokio::sync::{Mutex, OnceCell};
 
 use crate::error::Error;
 use crate::local::password;
+use crate::scram;
 use crate::service::{Address, Service};
 use crate::wire;
 
@@ -19,6 +20,8 @@ const TEMPLATE_COMMENT: &str = "maestro-testkit template ";
 pub(crate) struct Administrator {
     service: Service,
     address: Address,
+    /// Not somebody else's server: passwords may be kept in a form that costs little.
+    ours: bool,
     postgres: Mutex<Option<wire::postgres::Client>>,
     /// Removing has its own connection, so that making never waits for it.
     postgres_removing: Mutex<Option<wire::postgres::Client>>,
@@ -28,10 +31,11 @@ pub(crate) struct Administrator {
 }
 
 impl Administrator {
-    pub(crate) fn new(service: Service, address: Address) -> Self {
+    pub(crate) fn new(service: Service, address: Address, ours: bool) -> Self {
         Self {
             service,
             address,
+            ours,
             postgres: Mutex::new(None),
             postgres_removing: Mutex::new(None),
             redis: Mutex::new(None),
@@ -48,9 +52,10 @@ impl Administrator {
     ) -> Result<(), Error> {
         match self.service {
             Service::Postgres => {
+                let resources = self.as_kept(resources);
                 let steps = match template {
-                    Some(template) => postgres::clone_steps(resources, template),
-                    None => postgres::service_steps(resources),
+                    Some(template) => postgres::clone_steps(&resources, template),
+                    None => postgres::service_steps(&resources),
                 };
                 self.run_steps(&steps).await
             }
@@ -152,7 +157,8 @@ impl Administrator {
         // Half of what a failed or killed run had made.
         self.execute(&client, &postgres::drop_steps(resources))
             .await?;
-        self.run_steps(&postgres::service_steps(resources)).await?;
+        let resources = self.as_kept(resources);
+        self.run_steps(&postgres::service_steps(&resources)).await?;
         Ok(Some(client))
     }
 
@@ -220,6 +226,19 @@ impl Administrator {
             }
         }
         Ok(())
+    }
+
+    /// The resources with PostgreSQL's passwords as the server will keep them.
+    fn as_kept(&self, resources: &ServiceResources) -> ServiceResources {
+        let plain = resources.passwords();
+        if !self.ours {
+            return resources.clone();
+        }
+        resources.clone().with_passwords(Passwords {
+            postgres: Secret::new(scram::verifier(plain.postgres.expose())),
+            migrator: Secret::new(scram::verifier(plain.migrator.expose())),
+            ..plain.clone()
+        })
     }
 
     async fn redis_server(&self) -> Result<&redis::Server, Error> {

@@ -48,15 +48,59 @@ release() {
     exec 9<"$directory/lock"
 }
 
+# Everything below a process, as lines of pid and start time.
+below() {
+    if [ -r /proc/self/stat ]; then
+        table=$(
+            for process in /proc/[0-9]*; do
+                { read -r stat <"$process/stat"; } 2>/dev/null || continue
+                # shellcheck disable=SC2086 # split on purpose
+                set -- ${stat##*) }
+                echo "${process#/proc/} $2"
+            done
+        )
+    else
+        table=$(ps -axo pid=,ppid=)
+    fi
+    family=" $1 "
+    # A server's helpers have helpers.
+    for _ in 1 2 3 4; do
+        while read -r pid parent; do
+            case $family in
+            *" $pid "*) ;;
+            *" $parent "*) family="$family$pid " ;;
+            esac
+        done <<EOF
+$table
+EOF
+    done
+    for pid in $family; do
+        [ "$pid" = "$1" ] || echo "$pid $(started "$pid")"
+    done
+}
+
 finish() {
     if alive "$server" "$since"; then
+        children=$(below "$server")
         kill -"$signal" "$server" 2>/dev/null
+        # A server that is paused does not hear the signal, and its children do not see it go.
+        kill -CONT "$server" 2>/dev/null
+        while read -r pid when; do
+            if alive "$pid" "$when"; then kill -CONT "$pid" 2>/dev/null; fi
+        done <<EOF
+$children
+EOF
         i=0
         while [ $i -lt 50 ] && alive "$server" "$since"; do
             sleep 0.1
             i=$((i + 1))
         done
         if alive "$server" "$since"; then kill -KILL "$server" 2>/dev/null; fi
+        while read -r pid when; do
+            if alive "$pid" "$when"; then kill -KILL "$pid" 2>/dev/null; fi
+        done <<EOF
+$children
+EOF
     fi
     if alive "$companion" "$companion_since"; then kill -KILL "$companion" 2>/dev/null; fi
     if [ -n "${GUARD_STOP:-}" ]; then sh -c "$GUARD_STOP" >>log 2>&1; fi
@@ -78,6 +122,11 @@ finish() {
 }
 
 exec 9<"$directory/lock" || exit 1
+if ! command -v flock >/dev/null 2>&1 && ! command -v lockf >/dev/null 2>&1; then
+    echo "neither flock (util-linux) nor lockf is on this machine: nobody would stop the server" >>log
+    echo 127 >exited
+    exit 1
+fi
 printf '%s %s\n' $$ "$(started $$)" >guard
 server='' since='' companion='' companion_since=''
 

@@ -40,6 +40,7 @@ mod provider;
 mod registry;
 mod report;
 mod sandbox;
+mod scram;
 mod server;
 mod service;
 mod settings;

@@ -106,7 +106,7 @@ pub(crate) async fn obtain(service: Service, wanted: &Wanted) -> Result<Obtained
     };
     let (record, control) = start(&request).await?;
     // Once per server, and before anybody else may join.
-    let administrator = Administrator::new(service, record.address());
+    let administrator = Administrator::new(service, record.address(), true);
     administrator.close_server().await?;
     write_record(&directory, &record)?;
     let running = running(record, control);

@@ -11,7 +11,7 @@ use crate::administer::Administrator;
 use crate::background;
 use crate::config::DevServicesConfig;
 use crate::error::{Error, ErrorKind};
-use crate::home::{Home, Lock};
+use crate::home::{Home, Lock, Mode};
 use crate::provider::{Obtained, Wanted, obtain};
 use crate::registry::Entry;
 use crate::sandbox::{self, Sandbox};
@@ -301,7 +301,11 @@ async fn member(service: Service, wanted: &Wanted, dedicated: bool) -> Result<Me
     } else if let (Some(lock), Ok(mut held)) = (lock, HELD.lock()) {
         held.insert(directory.clone(), lock);
     }
-    let administrator = Administrator::new(service, running.address.clone());
+    let administrator = Administrator::new(
+        service,
+        running.address.clone(),
+        running.origin != Origin::Explicit,
+    );
     let registry = if running.origin == Origin::Explicit {
         wanted
             .home
@@ -324,6 +328,14 @@ async fn member(service: Service, wanted: &Wanted, dedicated: bool) -> Result<Me
 
 /// Removes what dead processes made on a server.
 async fn remove_orphans(member: Arc<Member>) {
+    if !member.registry.is_dir() {
+        return;
+    }
+    // One process at a time: of the many that a test run starts, the others have their tests to do.
+    let sweeping = member.registry.join(".sweeping");
+    let Ok(Some(_lock)) = Lock::try_take(&sweeping, Mode::Exclusive) else {
+        return;
+    };
     for orphan in Entry::orphans(&member.registry) {
         sandbox::remove(&member, &orphan).await;
     }

@@ -150,6 +150,13 @@ impl ServiceResources {
         Ok(self)
     }
 
+    /// Other passwords. PostgreSQL also takes what it keeps of one (`SCRAM-SHA-256$…`) in its place.
+    #[must_use]
+    pub fn with_passwords(mut self, passwords: Passwords) -> Self {
+        self.passwords = passwords;
+        self
+    }
+
     /// Connections the login role may hold: pool maximum × (replicas + 1), so that a rolling update
     /// fits. Default 40.
     #[must_use]
