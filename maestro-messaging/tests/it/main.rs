@@ -9,6 +9,7 @@
 
 mod consume;
 mod dead_letters;
+mod faults;
 #[cfg(feature = "outbox")]
 mod outbox;
 mod publish;

@@ -8,8 +8,9 @@ use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
 use maestro_config::Environment;
 use maestro_messaging::{Event, Messaging, MessagingConfig};
-use maestro_testkit::{Sandbox, Service, Stack};
+use maestro_testkit::{Origin, Sandbox, Server, Service, Stack};
 use serde::{Deserialize, Serialize};
+use tokio::process::Command;
 use tokio::time::Instant;
 
 /// An event with a number, so that tests can count.
@@ -147,4 +148,46 @@ impl Raw {
             .await
             .unwrap();
     }
+}
+
+/// Sets the memory limit of a dedicated broker, as an operator would.
+pub async fn set_memory_limit(broker: &Server, relative: &str) {
+    let port = broker.authority().rsplit(':').next().unwrap().to_owned();
+    let mut command = match broker.origin() {
+        Origin::Local => rabbitmqctl(&port),
+        _ => in_container(&port).await,
+    };
+    command.args(["set_vm_memory_high_watermark", relative]);
+    let output = command.output().await.unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// The command for a broker of this machine; its node and cookie are in its process' environment.
+fn rabbitmqctl(port: &str) -> Command {
+    let wanted = format!("RABBITMQ_NODE_PORT={port}");
+    let environment = std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| std::fs::read(entry.ok()?.path().join("environ")).ok())
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .find(|environment| environment.split('\0').any(|pair| pair == wanted))
+        .unwrap();
+    let mut command = Command::new("/usr/lib/rabbitmq/bin/rabbitmqctl");
+    command.env_clear().envs(
+        environment
+            .split('\0')
+            .filter_map(|pair| pair.split_once('=')),
+    );
+    command
+}
+
+async fn in_container(port: &str) -> Command {
+    let listed = Command::new("docker")
+        .args(["ps", "-q", "--filter", &format!("publish={port}")])
+        .output()
+        .await
+        .unwrap();
+    let id = String::from_utf8(listed.stdout).unwrap();
+    let mut command = Command::new("docker");
+    command.args(["exec", id.trim(), "rabbitmqctl"]);
+    command
 }

@@ -1,0 +1,314 @@
+//! The broker is killed, paused, cut off, out of memory: nothing is lost, and all goes on by itself.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use maestro_messaging::{ConsumerState, ErrorKind, Messaging};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::support::{
+    Placed, client, dedicated, eventually, placed, sandbox, set_memory_limit, within,
+};
+
+/// What a subscription has seen, by message identity: how often.
+#[derive(Clone, Default)]
+struct Ledger(Arc<Mutex<HashMap<Uuid, u32>>>);
+
+impl Ledger {
+    async fn subscribe(&self, messaging: &Messaging, name: &str) -> maestro_messaging::Consumer {
+        let ledger = self.clone();
+        messaging
+            .subscription(name)
+            .on("orders", move |_: Placed, context| {
+                let ledger = ledger.clone();
+                async move {
+                    *ledger.0.lock().entry(context.message_id()).or_default() += 1;
+                    Ok(())
+                }
+            })
+            .start()
+            .await
+            .unwrap()
+    }
+
+    fn len(&self) -> usize {
+        self.0.lock().len()
+    }
+}
+
+/// Publishes as a service would that must not lose an event: until the broker confirms, under the
+/// same identity.
+async fn publish_for_sure(messaging: &Messaging, number: u64, retries: &AtomicU64) -> Uuid {
+    let id = Uuid::now_v7();
+    loop {
+        match messaging.publish(&placed(number)).message_id(id).await {
+            Ok(receipt) => {
+                assert_eq!(receipt.message_id(), id);
+                return id;
+            }
+            Err(error) if error.is_transient() => {
+                retries.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_confirmed_messages_survive_a_broker_killed_twice() {
+    const MESSAGES: u64 = 10_000;
+    const TASKS: u64 = 50;
+    let (stack, sandbox) = dedicated().await;
+    let broker = stack.rabbitmq().unwrap();
+    let consuming = client(&sandbox, &[]).await;
+    let publishing = client(&sandbox, &[]).await;
+    let ledger = Ledger::default();
+    let consumer = ledger.subscribe(&consuming, "survivors").await;
+    consumer.ready().await;
+
+    let confirmed = Arc::new(AtomicU64::new(0));
+    let retries = Arc::new(AtomicU64::new(0));
+    let mut tasks = tokio::task::JoinSet::new();
+    for task in 0..TASKS {
+        let messaging = publishing.clone();
+        let (confirmed, retries) = (Arc::clone(&confirmed), Arc::clone(&retries));
+        tasks.spawn(async move {
+            let mut ids = Vec::new();
+            for number in 0..MESSAGES / TASKS {
+                ids.push(publish_for_sure(&messaging, task * 1_000 + number, &retries).await);
+                confirmed.fetch_add(1, Ordering::Relaxed);
+            }
+            ids
+        });
+    }
+    for share in [3, 6] {
+        eventually("some are confirmed", || async {
+            confirmed.load(Ordering::Relaxed) >= MESSAGES * share / 10
+        })
+        .await;
+        broker.kill().await.unwrap();
+        broker.start().await.unwrap();
+    }
+    let mut sent = Vec::new();
+    while let Some(ids) = tasks.join_next().await {
+        sent.extend(ids.unwrap());
+    }
+    within(
+        Duration::from_mins(2),
+        "every confirmed message is handled",
+        || async {
+            let seen = ledger.0.lock();
+            sent.iter().all(|id| seen.contains_key(id))
+        },
+    )
+    .await;
+    let handled: u32 = ledger.0.lock().values().sum();
+    println!(
+        "sent {} confirmed {} retried {} handled {handled} again {} lost 0",
+        sent.len(),
+        confirmed.load(Ordering::Relaxed),
+        retries.load(Ordering::Relaxed),
+        handled as usize - ledger.len(),
+    );
+    assert_eq!(ledger.len(), sent.len());
+    assert_eq!(consumer.state(), ConsumerState::Consuming);
+    publishing.close().await;
+    consuming.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_comes_up_last_finds_the_service_waiting() {
+    let (stack, sandbox) = dedicated().await;
+    let broker = stack.rabbitmq().unwrap();
+    broker.stop().await.unwrap();
+    let started = Instant::now();
+    let messaging = client(&sandbox, &[("CONFIRM_TIMEOUT", "120s")]).await;
+    let ledger = Ledger::default();
+    let consumer = ledger.subscribe(&messaging, "early").await;
+    assert!(
+        started.elapsed() < Duration::from_secs(1),
+        "the start waited for the broker"
+    );
+    let health = messaging.health_check().run().await;
+    assert_eq!(health.state(), maestro_metrics::HealthState::Unhealthy);
+    assert!(!messaging.health_check().is_critical());
+    // A publish that is already waiting goes out with the broker's return.
+    let waiting = tokio::spawn({
+        let messaging = messaging.clone();
+        async move { messaging.publish(&placed(1)).await }
+    });
+    broker.start().await.unwrap();
+    let back = Instant::now();
+    within(
+        Duration::from_secs(30),
+        "the service is ready by itself",
+        || async { consumer.state() == ConsumerState::Consuming },
+    )
+    .await;
+    println!("consuming {:?} after the broker's return", back.elapsed());
+    waiting.await.unwrap().unwrap();
+    messaging.publish(&placed(2)).require_route().await.unwrap();
+    eventually("it is handled", || async { ledger.len() >= 1 }).await;
+    let health = messaging.health_check().run().await;
+    assert_eq!(
+        health.state(),
+        maestro_metrics::HealthState::Healthy,
+        "{health:?}"
+    );
+    messaging.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_paused_for_thirty_seconds_loses_nothing() {
+    const MESSAGES: u64 = 2_000;
+    let (stack, sandbox) = dedicated().await;
+    let broker = stack.rabbitmq().unwrap();
+    let messaging = client(&sandbox, &[("CONFIRM_TIMEOUT", "5s")]).await;
+    let ledger = Ledger::default();
+    let consumer = ledger.subscribe(&messaging, "patient").await;
+    consumer.ready().await;
+    let retries = Arc::new(AtomicU64::new(0));
+    let mut tasks = tokio::task::JoinSet::new();
+    for task in 0..20 {
+        let (messaging, retries) = (messaging.clone(), Arc::clone(&retries));
+        tasks.spawn(async move {
+            let mut ids = Vec::new();
+            for number in 0..MESSAGES / 20 {
+                ids.push(publish_for_sure(&messaging, task * 1_000 + number, &retries).await);
+            }
+            ids
+        });
+    }
+    eventually("some are handled", || async { ledger.len() > 200 }).await;
+    broker.pause().await.unwrap();
+    // No publish hangs beyond its deadline while the broker is silent.
+    let asked = Instant::now();
+    let error = messaging
+        .publish(&placed(1))
+        .deadline(Duration::from_secs(2))
+        .await
+        .unwrap_err();
+    assert!(
+        asked.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        asked.elapsed()
+    );
+    assert!(error.is_transient(), "{error}");
+    tokio::time::sleep(Duration::from_secs(28)).await;
+    broker.resume().await.unwrap();
+    let mut sent = Vec::new();
+    while let Some(ids) = tasks.join_next().await {
+        sent.extend(ids.unwrap());
+    }
+    eventually("every confirmed message is handled", || async {
+        let seen = ledger.0.lock();
+        sent.iter().all(|id| seen.contains_key(id))
+    })
+    .await;
+    println!(
+        "sent {} retried {} handled {} lost 0",
+        sent.len(),
+        retries.load(Ordering::Relaxed),
+        ledger.0.lock().values().sum::<u32>()
+    );
+    messaging.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_memory_alarm_makes_publishes_wait_and_consumers_go_on() {
+    let (stack, sandbox) = dedicated().await;
+    let broker = stack.rabbitmq().unwrap();
+    let messaging = client(&sandbox, &[]).await;
+    let ledger = Ledger::default();
+    let consumer = ledger.subscribe(&messaging, "alarmed").await;
+    consumer.ready().await;
+    messaging.publish(&placed(1)).await.unwrap();
+    eventually("the first is handled", || async { ledger.len() == 1 }).await;
+
+    set_memory_limit(&broker, "0.0000001").await;
+    // The broker blocks a connection when it publishes.
+    let error = messaging
+        .publish(&placed(2))
+        .deadline(Duration::from_secs(2))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(
+            error.kind(),
+            ErrorKind::Unconfirmed | ErrorKind::Unavailable
+        ),
+        "{error}"
+    );
+    eventually("health says so", || async {
+        let health = messaging.health_check().run().await;
+        health
+            .reason()
+            .is_some_and(|reason| reason.contains("alarm"))
+    })
+    .await;
+    let waiting = tokio::spawn({
+        let messaging = messaging.clone();
+        async move {
+            messaging
+                .publish(&placed(3))
+                .deadline(Duration::from_mins(1))
+                .await
+        }
+    });
+    set_memory_limit(&broker, "0.9").await;
+    waiting.await.unwrap().unwrap();
+    eventually("it is handled", || async { ledger.len() >= 2 }).await;
+    assert_eq!(consumer.state(), ConsumerState::Consuming);
+    messaging.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_breaks_again_and_again_loses_nothing() {
+    const MESSAGES: u64 = 3_000;
+    let sandbox = sandbox().await;
+    let messaging = client(&sandbox, &[]).await;
+    let ledger = Ledger::default();
+    let consumer = ledger.subscribe(&messaging, "shaken").await;
+    consumer.ready().await;
+    let retries = Arc::new(AtomicU64::new(0));
+    let mut tasks = tokio::task::JoinSet::new();
+    for task in 0..20 {
+        let (messaging, retries) = (messaging.clone(), Arc::clone(&retries));
+        tasks.spawn(async move {
+            let mut ids = Vec::new();
+            for number in 0..MESSAGES / 20 {
+                ids.push(publish_for_sure(&messaging, task * 1_000 + number, &retries).await);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            ids
+        });
+    }
+    for round in 1..=6 {
+        eventually("some are handled", || async {
+            ledger.len() as u64 >= round * 300
+        })
+        .await;
+        sandbox.messaging_link().reset().await.unwrap();
+    }
+    let mut sent = Vec::new();
+    while let Some(ids) = tasks.join_next().await {
+        sent.extend(ids.unwrap());
+    }
+    eventually("every confirmed message is handled", || async {
+        let seen = ledger.0.lock();
+        sent.iter().all(|id| seen.contains_key(id))
+    })
+    .await;
+    println!(
+        "sent {} retried {} handled {} lost 0",
+        sent.len(),
+        retries.load(Ordering::Relaxed),
+        ledger.0.lock().values().sum::<u32>()
+    );
+    messaging.close().await;
+}
