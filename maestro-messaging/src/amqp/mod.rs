@@ -6,6 +6,7 @@ mod declare;
 mod failure;
 mod link;
 mod publisher;
+mod sanitize;
 mod version;
 mod wire;
 

@@ -27,6 +27,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::address::Address;
+use crate::amqp::sanitize::Sanitizer;
 use crate::amqp::version::{Greeting, Version};
 use crate::config::TlsFiles;
 
@@ -50,6 +51,7 @@ pub(crate) async fn connect(
     };
     Ok(Wire {
         stream,
+        intake: Intake::default(),
         greeting: Some(Greeting::default()),
         tap: tap.clone(),
     })
@@ -130,6 +132,7 @@ impl Tap {
 /// The stream as the driver sees it.
 pub(crate) struct Wire {
     stream: Inner,
+    intake: Intake,
     /// Until the broker's first frame is complete.
     greeting: Option<Greeting>,
     tap: Tap,
@@ -140,26 +143,88 @@ enum Inner {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+/// What has come and was not taken yet.
+#[derive(Default)]
+struct Intake {
+    buffer: Vec<u8>,
+    start: usize,
+    /// Up to here it may be taken.
+    ready: usize,
+    end: usize,
+    sanitizer: Sanitizer,
+}
+
+impl Intake {
+    fn take(&mut self, into: &mut [u8]) -> usize {
+        let count = into.len().min(self.ready - self.start);
+        if let (Some(into), Some(from)) = (
+            into.get_mut(..count),
+            self.buffer.get(self.start..self.start + count),
+        ) {
+            into.copy_from_slice(from);
+        }
+        self.start += count;
+        count
+    }
+
+    /// Room for more, behind the beginning of a frame that is still incomplete.
+    fn room(&mut self) -> &mut [u8] {
+        self.buffer.copy_within(self.start..self.end, 0);
+        self.end -= self.start;
+        self.start = 0;
+        self.ready = 0;
+        let needed = Sanitizer::needs(self.buffer.get(..self.end).unwrap_or_default());
+        if self.buffer.len() < needed.max(INTAKE) {
+            self.buffer.resize(needed.max(INTAKE), 0);
+        }
+        self.buffer.get_mut(self.end..).unwrap_or_default()
+    }
+
+    /// Notes what was read into the room; returns it.
+    fn filled(&mut self, count: usize) -> &[u8] {
+        let from = self.end;
+        self.end += count;
+        if count == 0 {
+            // The stream has ended: the driver is to see all there was.
+            self.ready = self.end;
+        } else if let Some(bytes) = self.buffer.get_mut(self.start..self.end) {
+            self.ready = self.start + self.sanitizer.pass(bytes);
+        }
+        self.buffer.get(from..self.end).unwrap_or_default()
+    }
+}
+
 impl AsyncRead for Wire {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut [u8],
     ) -> Poll<io::Result<usize>> {
-        let mut read = ReadBuf::new(buffer);
-        ready!(match &mut self.stream {
-            Inner::Plain(stream) => Pin::new(stream).poll_read(cx, &mut read),
-            Inner::Tls(stream) => Pin::new(stream).poll_read(cx, &mut read),
-        })?;
-        if let Some(greeting) = &mut self.greeting
-            && let Poll::Ready(version) = greeting.feed(read.filled())
-        {
-            if let Some(version) = version {
-                let _ = self.tap.version.set(version);
+        let this = &mut *self;
+        loop {
+            let taken = this.intake.take(buffer);
+            if taken > 0 || buffer.is_empty() {
+                return Poll::Ready(Ok(taken));
             }
-            self.greeting = None;
+            let mut read = ReadBuf::new(this.intake.room());
+            ready!(match &mut this.stream {
+                Inner::Plain(stream) => Pin::new(stream).poll_read(cx, &mut read),
+                Inner::Tls(stream) => Pin::new(stream).poll_read(cx, &mut read),
+            })?;
+            let count = read.filled().len();
+            let read = this.intake.filled(count);
+            if let Some(greeting) = &mut this.greeting
+                && let Poll::Ready(version) = greeting.feed(read)
+            {
+                if let Some(version) = version {
+                    let _ = this.tap.version.set(version);
+                }
+                this.greeting = None;
+            }
+            if count == 0 {
+                return Poll::Ready(Ok(this.intake.take(buffer)));
+            }
         }
-        Poll::Ready(Ok(read.filled().len()))
     }
 }
 
@@ -237,3 +302,6 @@ impl Reactor for WireReactor {
         std::future::ready(Err(io::Error::from(io::ErrorKind::Unsupported)))
     }
 }
+
+/// What is read at a time.
+const INTAKE: usize = 64 * 1024;

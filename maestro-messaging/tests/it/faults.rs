@@ -11,7 +11,8 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::support::{
-    Placed, client, dedicated, eventually, placed, sandbox, set_memory_limit, within,
+    Placed, client, dedicated, eventually, placed, publish_for_sure, sandbox, set_memory_limit,
+    within,
 };
 
 /// What a subscription has seen, by message identity: how often.
@@ -38,87 +39,6 @@ impl Ledger {
     fn len(&self) -> usize {
         self.0.lock().len()
     }
-}
-
-/// Publishes as a service would that must not lose an event: until the broker confirms, under the
-/// same identity.
-async fn publish_for_sure(messaging: &Messaging, number: u64, retries: &AtomicU64) -> Uuid {
-    let id = Uuid::now_v7();
-    loop {
-        match messaging.publish(&placed(number)).message_id(id).await {
-            Ok(receipt) => {
-                assert_eq!(receipt.message_id(), id);
-                return id;
-            }
-            Err(error) if error.is_transient() => {
-                retries.fetch_add(1, Ordering::Relaxed);
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            Err(error) => panic!("{error}"),
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn ten_thousand_confirmed_messages_survive_a_broker_killed_twice() {
-    const MESSAGES: u64 = 10_000;
-    const TASKS: u64 = 50;
-    let (stack, sandbox) = dedicated().await;
-    let broker = stack.rabbitmq().unwrap();
-    let consuming = client(&sandbox, &[]).await;
-    let publishing = client(&sandbox, &[]).await;
-    let ledger = Ledger::default();
-    let consumer = ledger.subscribe(&consuming, "survivors").await;
-    consumer.ready().await;
-
-    let confirmed = Arc::new(AtomicU64::new(0));
-    let retries = Arc::new(AtomicU64::new(0));
-    let mut tasks = tokio::task::JoinSet::new();
-    for task in 0..TASKS {
-        let messaging = publishing.clone();
-        let (confirmed, retries) = (Arc::clone(&confirmed), Arc::clone(&retries));
-        tasks.spawn(async move {
-            let mut ids = Vec::new();
-            for number in 0..MESSAGES / TASKS {
-                ids.push(publish_for_sure(&messaging, task * 1_000 + number, &retries).await);
-                confirmed.fetch_add(1, Ordering::Relaxed);
-            }
-            ids
-        });
-    }
-    for share in [3, 6] {
-        eventually("some are confirmed", || async {
-            confirmed.load(Ordering::Relaxed) >= MESSAGES * share / 10
-        })
-        .await;
-        broker.kill().await.unwrap();
-        broker.start().await.unwrap();
-    }
-    let mut sent = Vec::new();
-    while let Some(ids) = tasks.join_next().await {
-        sent.extend(ids.unwrap());
-    }
-    within(
-        Duration::from_mins(2),
-        "every confirmed message is handled",
-        || async {
-            let seen = ledger.0.lock();
-            sent.iter().all(|id| seen.contains_key(id))
-        },
-    )
-    .await;
-    let handled: u32 = ledger.0.lock().values().sum();
-    println!(
-        "sent {} confirmed {} retried {} handled {handled} again {} lost 0",
-        sent.len(),
-        confirmed.load(Ordering::Relaxed),
-        retries.load(Ordering::Relaxed),
-        handled as usize - ledger.len(),
-    );
-    assert_eq!(ledger.len(), sent.len());
-    assert_eq!(consumer.state(), ConsumerState::Consuming);
-    publishing.close().await;
-    consuming.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

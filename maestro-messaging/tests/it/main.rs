@@ -13,4 +13,7 @@ mod faults;
 #[cfg(feature = "outbox")]
 mod outbox;
 mod publish;
+mod python;
 mod support;
+#[cfg(feature = "outbox")]
+mod survival;

@@ -23,7 +23,7 @@ pub async fn sandbox() -> Sandbox {
     stack.sandbox("orders").await.unwrap()
 }
 
-fn variable(sandbox: &Sandbox, name: &str) -> String {
+pub fn variable(sandbox: &Sandbox, name: &str) -> String {
     let found = sandbox.environment().into_iter().find(|(n, _)| n == name);
     found.unwrap().1
 }

@@ -2,9 +2,12 @@
 
 use std::borrow::Cow;
 use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
+use lapin::options::{
+    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
 use lapin::types::FieldTable;
 use maestro_config::Environment;
 use maestro_messaging::{Event, Messaging, MessagingConfig};
@@ -12,6 +15,7 @@ use maestro_testkit::{Origin, Sandbox, Server, Service, Stack};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 /// An event with a number, so that tests can count.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,6 +145,37 @@ impl Raw {
         declared.ok().map(|queue| queue.message_count())
     }
 
+    pub async fn declare_events(&self, exchange: &str) {
+        let options = ExchangeDeclareOptions {
+            durable: true,
+            ..ExchangeDeclareOptions::default()
+        };
+        self.channel()
+            .await
+            .exchange_declare(
+                exchange.into(),
+                lapin::ExchangeKind::Topic,
+                options,
+                FieldTable::default(),
+            )
+            .await
+            .unwrap();
+    }
+
+    pub async fn bind(&self, queue: &str, exchange: &str, key: &str) {
+        self.channel()
+            .await
+            .queue_bind(
+                queue.into(),
+                exchange.into(),
+                key.into(),
+                QueueBindOptions::default(),
+                FieldTable::default(),
+            )
+            .await
+            .unwrap();
+    }
+
     pub async fn delete(&self, queue: &str) {
         let channel = self.channel().await;
         channel
@@ -190,4 +225,23 @@ async fn in_container(port: &str) -> Command {
     let mut command = Command::new("docker");
     command.args(["exec", id.trim(), "rabbitmqctl"]);
     command
+}
+
+/// Publishes as a service would that must not lose an event: until the broker confirms, under the
+/// same identity.
+pub async fn publish_for_sure(messaging: &Messaging, number: u64, retries: &AtomicU64) -> Uuid {
+    let id = Uuid::now_v7();
+    loop {
+        match messaging.publish(&placed(number)).message_id(id).await {
+            Ok(receipt) => {
+                assert_eq!(receipt.message_id(), id);
+                return id;
+            }
+            Err(error) if error.is_transient() => {
+                retries.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
 }

@@ -1,0 +1,136 @@
+//! The promise of the crate, whole: nothing lost, every effect once.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use maestro_messaging::outbox::Inbox;
+use maestro_messaging::{ConsumerState, HandlerError, MessageContext};
+use maestro_testkit::{Service, Stack};
+use sqlx::{Connection, PgConnection, PgPool};
+use uuid::Uuid;
+
+use crate::outbox::{pool, variable};
+use crate::support::{Placed, client, eventually, publish_for_sure, within};
+
+/// Once in effect: the message's identity and its effect in one transaction.
+async fn effect(pool: &PgPool, context: &MessageContext) -> Result<(), HandlerError> {
+    let mut tx = pool.begin().await?;
+    let id = context.message_id();
+    if Inbox.once(&mut *tx, context.subscription(), id).await? {
+        sqlx::query("INSERT INTO effects (message_id) VALUES ($1)")
+            .bind(id)
+            .execute(&mut *tx)
+            .await?;
+    }
+    tx.commit().await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_confirmed_messages_take_effect_once_each_though_the_broker_is_killed_twice() {
+    const MESSAGES: u64 = 10_000;
+    const TASKS: u64 = 50;
+    let stack = Stack::builder()
+        .only([Service::Postgres, Service::Rabbitmq])
+        .dedicated()
+        .await
+        .unwrap();
+    let sandbox = stack.sandbox("orders").await.unwrap();
+    let broker = stack.rabbitmq().unwrap();
+    let pool = pool(&sandbox).await;
+    let url = variable(&sandbox, "MAESTRO_POSTGRES_MIGRATION_URL");
+    let mut migrator = PgConnection::connect(&url).await.unwrap();
+    // No unique index: it is the inbox that has to keep the effects single.
+    sqlx::query("CREATE TABLE effects (message_id uuid NOT NULL)")
+        .execute(&mut migrator)
+        .await
+        .unwrap();
+
+    let consuming = client(&sandbox, &[]).await;
+    let publishing = client(&sandbox, &[]).await;
+    let deliveries = Arc::new(AtomicU64::new(0));
+    let (counter, database) = (Arc::clone(&deliveries), pool.clone());
+    let consumer = consuming
+        .subscription("survivors")
+        .concurrency(8)
+        .on("orders", move |_: Placed, context| {
+            let (counter, database) = (Arc::clone(&counter), database.clone());
+            async move {
+                counter.fetch_add(1, Ordering::Relaxed);
+                effect(&database, &context).await
+            }
+        })
+        .start()
+        .await
+        .unwrap();
+    consumer.ready().await;
+
+    let confirmed = Arc::new(AtomicU64::new(0));
+    let retries = Arc::new(AtomicU64::new(0));
+    let mut tasks = tokio::task::JoinSet::new();
+    for task in 0..TASKS {
+        let messaging = publishing.clone();
+        let (confirmed, retries) = (Arc::clone(&confirmed), Arc::clone(&retries));
+        tasks.spawn(async move {
+            let mut ids = Vec::new();
+            for number in 0..MESSAGES / TASKS {
+                ids.push(publish_for_sure(&messaging, task * 1_000 + number, &retries).await);
+                confirmed.fetch_add(1, Ordering::Relaxed);
+            }
+            ids
+        });
+    }
+    for share in [3, 6] {
+        eventually("some are confirmed", || async {
+            confirmed.load(Ordering::Relaxed) >= MESSAGES * share / 10
+        })
+        .await;
+        broker.kill().await.unwrap();
+        broker.start().await.unwrap();
+    }
+    let mut sent = HashSet::new();
+    while let Some(ids) = tasks.join_next().await {
+        sent.extend(ids.unwrap());
+    }
+    assert_eq!(sent.len() as u64, MESSAGES);
+    let effects = || async {
+        sqlx::query_scalar::<_, Uuid>("SELECT message_id FROM effects")
+            .fetch_all(&pool)
+            .await
+            .unwrap()
+    };
+    within(
+        Duration::from_mins(2),
+        "every confirmed message has its effect",
+        || async {
+            let effects: HashSet<Uuid> = effects().await.into_iter().collect();
+            sent.is_subset(&effects)
+        },
+    )
+    .await;
+    // What is still on its way is a duplicate; let it come.
+    eventually("the consumer is idle", || async {
+        let before = deliveries.load(Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        before == deliveries.load(Ordering::Relaxed)
+    })
+    .await;
+    let effects = effects().await;
+    println!(
+        "sent {MESSAGES} confirmed {} asked again {} deliveries {} effects {} lost 0",
+        confirmed.load(Ordering::Relaxed),
+        retries.load(Ordering::Relaxed),
+        deliveries.load(Ordering::Relaxed),
+        effects.len(),
+    );
+    assert_eq!(effects.len() as u64, MESSAGES);
+    assert_eq!(consumer.state(), ConsumerState::Consuming);
+    assert_eq!(
+        consuming.dead_letters("survivors").count().await.unwrap(),
+        0
+    );
+    publishing.close().await;
+    consuming.close().await;
+}
