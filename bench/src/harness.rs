@@ -289,6 +289,24 @@ pub fn nanoseconds<T>(calls: u32, mut work: impl FnMut() -> T) -> f64 {
     started.elapsed().as_secs_f64() * 1e9 / f64::from(calls)
 }
 
+/// Operations in a second, when `tasks` tasks do `each` operations one after the other.
+/// `task` is called once per task and returns what that task does, all its operations.
+pub async fn per_second<R>(tasks: u32, each: u32, mut task: impl FnMut() -> R) -> Result<f64>
+where
+    R: Future<Output = Result<()>> + Send + 'static,
+{
+    let mut running = tokio::task::JoinSet::new();
+    let work: Vec<R> = (0..tasks).map(|_| task()).collect();
+    let started = Instant::now();
+    for one in work {
+        running.spawn(one);
+    }
+    while let Some(done) = running.join_next().await {
+        done??;
+    }
+    Ok(f64::from(tasks) * f64::from(each) / started.elapsed().as_secs_f64())
+}
+
 /// A peer's name with the version that is linked in.
 pub fn versioned(package: &str, as_what: &str) -> String {
     let version = LOCK

@@ -1,7 +1,11 @@
 //! Benchmarks of the SDK against its peers: one file per bench, [`harness`] beneath them all.
 
+mod cache;
+mod db;
 mod harness;
+mod messaging;
 mod metrics;
+mod sandbox;
 mod testkit;
 
 use std::path::PathBuf;
@@ -29,6 +33,9 @@ struct Arguments {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Bench {
+    Cache,
+    Db,
+    Messaging,
     Metrics,
     Testkit,
 }
@@ -47,6 +54,9 @@ async fn main() -> ExitCode {
 
 async fn run(arguments: &Arguments) -> harness::Result<()> {
     let rows = match arguments.bench {
+        Bench::Cache => cache::run(arguments.rounds).await?,
+        Bench::Db => db::run(arguments.rounds).await?,
+        Bench::Messaging => messaging::run(arguments.rounds).await?,
         Bench::Metrics => metrics::run(arguments.rounds).await?,
         Bench::Testkit if !arguments.inner => return again(&testkit::url().await?).await,
         Bench::Testkit => testkit::run(arguments.rounds).await?,

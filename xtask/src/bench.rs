@@ -33,6 +33,12 @@ pub(crate) struct Options {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Bench {
+    /// Hits in memory and in Redis, beside redis-rs, `quick_cache` and moka
+    Cache,
+    /// Queries through the pool, beside sqlx's own and deadpool-postgres
+    Db,
+    /// Confirmed publishing and acknowledged consuming, beside raw lapin
+    Messaging,
     /// Metric handles and their encoding, beside the `prometheus` crate; needs no server
     Metrics,
     /// From nothing to a migrated database that answers, beside `sqlx::test`
