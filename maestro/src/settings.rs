@@ -53,7 +53,7 @@ const SHUTDOWN_TIMEOUT: Variable = Variable::new("MAESTRO_SHUTDOWN_TIMEOUT", Kin
 
 static TABLE: Table = Table {
     owner: "maestro",
-    areas: &["MAESTRO_HTTP_", "MAESTRO_SHUTDOWN_"],
+    areas: &["MAESTRO_HTTP_", "MAESTRO_SHUTDOWN_", "MAESTRO_METRICS_"],
     variables: &[LISTEN, OPERATIONS, SHUTDOWN_DELAY, SHUTDOWN_TIMEOUT],
 };
 

@@ -12,6 +12,7 @@
 
 mod bench;
 mod ci;
+mod docs;
 mod failure;
 mod process;
 mod servers;
@@ -39,6 +40,7 @@ struct Arguments {
 enum Command {
     Test(test::Options),
     Ci(ci::Options),
+    Docs(docs::Options),
     Bench(bench::Options),
 }
 
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Test(options) => test::run(&options),
         Command::Ci(options) => ci::run(&options),
+        Command::Docs(options) => docs::run(&options),
         Command::Bench(options) => bench::run(&options),
     };
     match outcome {
