@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Why telemetry could not be started, installed or pushed.
+/// Why telemetry could not be started or installed, or why a call over HTTP failed.
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
@@ -20,6 +20,8 @@ pub enum ErrorKind {
     Conflict,
     /// The other side does not answer: try again later.
     Unavailable,
+    /// It did not answer by the deadline: what was asked may have been done all the same.
+    Timeout,
     /// The other side said no: trying again does not help.
     Rejected,
     /// The machine has no room for what is needed (a thread).
@@ -50,7 +52,7 @@ impl Error {
 
     /// True when the same call may succeed later.
     pub const fn is_transient(&self) -> bool {
-        matches!(self.kind, ErrorKind::Unavailable)
+        matches!(self.kind, ErrorKind::Unavailable | ErrorKind::Timeout)
     }
 }
 

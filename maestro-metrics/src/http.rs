@@ -11,5 +11,6 @@ mod server_span;
 mod server_span;
 mod tracked;
 
+pub(crate) use figures::method;
 pub use operations::Operations;
 pub use server::{ServerLayer, ServerService};

@@ -62,7 +62,7 @@ mod context;
 pub mod docs;
 mod drain;
 mod encode;
-#[cfg(feature = "otlp")]
+#[cfg(any(feature = "http", feature = "otlp"))]
 mod error;
 mod family;
 mod guard;
@@ -73,6 +73,8 @@ mod http;
 mod metrics;
 #[cfg(feature = "otlp")]
 mod otlp;
+#[cfg(feature = "http")]
+mod outbound;
 mod process;
 mod propagation;
 mod registry;
@@ -94,7 +96,7 @@ pub use context::{
 };
 pub use drain::{DrainPhase, DrainStep, Drained, Leftover};
 pub use encode::Format;
-#[cfg(feature = "otlp")]
+#[cfg(any(feature = "http", feature = "otlp"))]
 pub use error::{Error, ErrorKind};
 pub use family::{Family, OVERFLOW, Observable};
 pub use handle::{Counter, Gauge, Handle, Histogram, Tracked};
@@ -107,6 +109,8 @@ pub use http::{Operations, ServerLayer, ServerService};
 pub use metrics::CATALOGUE;
 #[cfg(feature = "otlp")]
 pub use otlp::Endpoint;
+#[cfg(feature = "http")]
+pub use outbound::{ClientLayer, ClientService, Repeatable};
 pub use process::{observe_process, observe_runtime};
 pub use propagation::{SpanId, TraceContext, TraceId};
 pub use registry::Registry;

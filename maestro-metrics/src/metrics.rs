@@ -126,6 +126,30 @@ pub(crate) const HTTP_PANICS: Metric<Counter, 1> = Metric::counter(
 )
 .labels(["http_route"]);
 
+pub(crate) const HTTP_CLIENT_DURATION: Metric<Histogram, 5> = Metric::seconds(
+    "http_client_request_duration_seconds",
+    "Time of one attempt of an outbound request, to the head of its response.",
+)
+.labels([
+    "http_request_method",
+    "server_address",
+    "server_port",
+    "http_response_status_code",
+    "error_type",
+]);
+
+pub(crate) const HTTP_CLIENT_RETRIES: Metric<Counter, 1> = Metric::counter(
+    "maestro_http_client_retries_total",
+    "Outbound requests that were sent again.",
+)
+.labels(["server_address"]);
+
+pub(crate) const BREAKER_TRANSITIONS: Metric<Counter, 2> = Metric::counter(
+    "maestro_resilience_breaker_transitions_total",
+    "Changes of a circuit breaker's state: open, half_open, closed.",
+)
+.labels(["target", "to"]);
+
 pub(crate) const LOG_LINES: Metric<Counter, 1> =
     Metric::counter("maestro_log_lines_total", "Log lines written, by level.").labels(["level"]);
 
@@ -191,6 +215,9 @@ pub const CATALOGUE: Catalogue = Catalogue::new(
         HTTP_REQUEST_SIZE.describe(),
         HTTP_RESPONSE_SIZE.describe(),
         HTTP_PANICS.describe(),
+        HTTP_CLIENT_DURATION.describe(),
+        HTTP_CLIENT_RETRIES.describe(),
+        BREAKER_TRANSITIONS.describe(),
         LOG_LINES.describe(),
         LOG_FAILURES.describe(),
         SPANS_EXPORTED.describe(),

@@ -13,6 +13,7 @@ mod collector;
 mod faults;
 mod health;
 mod logs;
+mod outbound;
 mod prometheus;
 mod secrets;
 mod server;
