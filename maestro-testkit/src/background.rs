@@ -7,11 +7,15 @@
 use std::future::Future;
 use std::io;
 use std::sync::OnceLock;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle};
 use tokio::task::JoinHandle;
 
 use crate::error::{Error, ErrorKind};
+
+const THREAD: &str = "maestro-testkit";
 
 static RUNTIME: OnceLock<Result<Handle, String>> = OnceLock::new();
 
@@ -42,11 +46,20 @@ pub(crate) fn spawn(
     Ok(handle()?.spawn(future))
 }
 
+/// Blocks until every sender is gone, at most `limit`: for a `Drop` whose work must not be cut off by
+/// the end of the process. The background thread itself does not wait, it would wait for itself.
+pub(crate) fn wait_for_all(done: &Receiver<()>, limit: Duration) {
+    if std::thread::current().name() != Some(THREAD) {
+        // Nothing is ever sent. What takes longer is left to the next start, as after a kill.
+        let _ = done.recv_timeout(limit);
+    }
+}
+
 fn start() -> io::Result<Handle> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let handle = runtime.handle().clone();
     std::thread::Builder::new()
-        .name("maestro-testkit".to_owned())
+        .name(THREAD.to_owned())
         .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
     Ok(handle)
 }

@@ -1,7 +1,8 @@
 //! One service's place on the servers of a stack.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use maestro_config::ServiceName;
 use maestro_config::provision::ServiceResources;
@@ -12,7 +13,7 @@ use crate::error::{Error, ErrorKind};
 use crate::link::Link;
 use crate::registry::Entry;
 use crate::report;
-use crate::service::Service;
+use crate::service::{Origin, Service};
 use crate::stack::{Member, parse_name};
 
 /// Redis databases that every server has, whoever configured it.
@@ -261,9 +262,11 @@ pub(crate) fn environment(
 
 impl Drop for Place {
     fn drop(&mut self) {
+        let (done, all_done) = mpsc::channel();
         for (member, entry) in std::mem::take(&mut self.made) {
             let resources = self.resources.clone();
             let id = entry.id.clone();
+            let done = outlives_us(&member).then(|| done.clone());
             // Failing to start a thread leaves an orphan, which the next start sweeps.
             let _ = background::spawn(async move {
                 match member
@@ -274,8 +277,11 @@ impl Drop for Place {
                     Ok(()) => entry.remove(),
                     Err(e) => explain(&member, &e),
                 }
+                drop(done);
             });
         }
+        drop(done);
+        background::wait_for_all(&all_done, TIDY_UP);
     }
 }
 
@@ -283,13 +289,25 @@ impl Drop for Scope {
     fn drop(&mut self) {
         if let Some(member) = self.members.get(&Service::Rabbitmq).cloned() {
             let resources = self.resources.clone();
+            let (done, all_done) = mpsc::channel();
+            let done = outlives_us(&member).then_some(done);
             let _ = background::spawn(async move {
                 if let Err(e) = member.administrator.remove_vhost(&resources).await {
                     explain(&member, &e);
                 }
+                drop(done);
             });
+            background::wait_for_all(&all_done, TIDY_UP);
         }
     }
+}
+
+/// Longest wait for the removal of a sandbox on somebody else's server. A test process may end the
+/// moment its last sandbox is dropped; on a server of ours nobody would mind.
+const TIDY_UP: Duration = Duration::from_secs(10);
+
+fn outlives_us(member: &Member) -> bool {
+    member.running.origin == Origin::Explicit
 }
 
 /// Removes what a dead process left on one server.

@@ -1,5 +1,7 @@
 //! The services' own drivers, so that what is shown is shown by the servers' answers to them.
 
+use std::time::Duration;
+
 use lapin::options::{
     BasicGetOptions, BasicPublishOptions, ExchangeDeclareOptions, QueueBindOptions,
     QueueDeclareOptions,
@@ -7,6 +9,9 @@ use lapin::options::{
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, ExchangeKind};
 use maestro_testkit::Sandbox;
+
+/// Longest wait for an answer.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// One variable of a sandbox's environment.
 pub(crate) fn variable(sandbox: &Sandbox, name: &str) -> String {
@@ -30,8 +35,12 @@ pub(crate) async fn postgres(url: &str) -> Result<tokio_postgres::Client, tokio_
 }
 
 pub(crate) async fn redis(url: &str) -> redis::RedisResult<redis::aio::MultiplexedConnection> {
+    // By default an answer has half a second, which is short on a loaded machine.
+    let config = redis::AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(ANSWER))
+        .set_response_timeout(Some(ANSWER));
     redis::Client::open(url)?
-        .get_multiplexed_async_connection()
+        .get_multiplexed_async_connection_with_config(&config)
         .await
 }
 

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use maestro_testkit::{Service, Stack};
+use maestro_config::Environment;
+use maestro_testkit::{DevServicesConfig, Service, Stack};
 
 use crate::clients::{postgres, variable};
 
@@ -51,6 +52,24 @@ async fn another_process() {
         .unwrap();
 }
 
+/// Variables by which somebody else's servers are given.
+const GIVEN: [&str; 4] = [
+    "MAESTRO_TEST_POSTGRES_URL",
+    "MAESTRO_TEST_CACHE_URL",
+    "MAESTRO_TEST_MESSAGING_URL",
+    "MAESTRO_TEST_MESSAGING_MANAGEMENT_URL",
+];
+
+/// The settings of this run, without servers that somebody gave it.
+fn own_servers() -> DevServicesConfig {
+    let mut config: DevServicesConfig = Environment::load().unwrap().read().unwrap();
+    config.postgres_url = None;
+    config.cache_url = None;
+    config.messaging_url = None;
+    config.messaging_management_url = None;
+    config
+}
+
 struct OtherProcess {
     child: Child,
     servers: Vec<String>,
@@ -59,7 +78,12 @@ struct OtherProcess {
 
 impl OtherProcess {
     fn start(clone: &Clone) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        // Servers of its own, whatever this run was given.
+        for name in GIVEN {
+            command.env_remove(name);
+        }
+        let mut child = command
             .args([
                 "sharing::another_process",
                 "--exact",
@@ -229,7 +253,10 @@ async fn what_a_killed_process_left_on_the_servers_is_removed_by_the_next() {
     let clone = Clone::with(&[Service::Postgres]);
     let mut first = OtherProcess::start(&clone);
     first.kill();
-    let only = Stack::builder().only([Service::Postgres]).grace(GRACE);
+    let only = Stack::builder()
+        .config(own_servers())
+        .only([Service::Postgres])
+        .grace(GRACE);
     let stack = only.clone_at(clone.path()).start().await.unwrap();
     let admin = postgres(stack.postgres().unwrap().admin_url().expose())
         .await
