@@ -3,6 +3,7 @@
 mod cancellation;
 mod executor;
 mod faults;
+mod macros;
 mod migrations;
 mod pgbouncer;
 mod pool;
