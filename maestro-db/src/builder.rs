@@ -10,6 +10,7 @@ use crate::connect::Password;
 use crate::error::Error;
 use crate::pool::{Holder, Pool};
 use crate::retry::Backoff;
+use crate::tenant::{Entered, TenantModel};
 
 /// Builds a [`Db`].
 ///
@@ -30,6 +31,7 @@ pub struct DbBuilder {
     config: DbConfig,
     registry: Option<Registry>,
     wait: Option<Duration>,
+    tenants: Option<TenantModel>,
 }
 
 impl DbBuilder {
@@ -38,6 +40,7 @@ impl DbBuilder {
             config,
             registry: None,
             wait: None,
+            tenants: None,
         }
     }
 
@@ -51,6 +54,13 @@ impl DbBuilder {
     /// timeout otherwise.
     pub fn wait_for_server(mut self, limit: Duration) -> Self {
         self.wait = Some(limit);
+        self
+    }
+
+    /// The database has tenants, kept apart like this. [`Db::migrate`] then makes the schema
+    /// `maestro` first, with `maestro.protect(table)` for the service's own migrations.
+    pub fn tenants(mut self, model: TenantModel) -> Self {
+        self.tenants = Some(model);
         self
     }
 
@@ -97,6 +107,7 @@ impl DbBuilder {
             config,
             registry,
             wait: _,
+            tenants,
         } = self;
         let registry = registry.unwrap_or_else(Registry::detached);
         let password = Password::new(config.main.password.clone());
@@ -106,6 +117,8 @@ impl DbBuilder {
             config,
             pool,
             password,
+            tenants,
+            entered: Entered::default(),
         }))
     }
 }

@@ -14,6 +14,7 @@ use crate::connect::Password;
 use crate::error::{Error, ErrorKind, is_serialization_failure};
 use crate::pool::{Holder, Pool, PoolReport};
 use crate::retry::{ATTEMPTS, Backoff};
+use crate::tenant::{Entered, TenantModel};
 use crate::transaction::{Transaction, TransactionOptions};
 
 /// A service's database. A clone is the same database.
@@ -46,6 +47,8 @@ pub(crate) struct Inner {
     pub(crate) config: DbConfig,
     pub(crate) pool: Pool,
     pub(crate) password: Password,
+    pub(crate) tenants: Option<TenantModel>,
+    pub(crate) entered: Entered,
 }
 
 impl Db {
@@ -118,8 +121,9 @@ impl Db {
         options: TransactionOptions,
         location: &'static Location<'static>,
     ) -> Result<Transaction, Error> {
-        let lease = self.pool().acquire(Holder::Transaction(location)).await?;
-        Transaction::begin(lease, options, location).await
+        let origin = Holder::Transaction(location);
+        let lease = self.pool().acquire(origin.clone()).await?;
+        Transaction::begin(lease, options, None, origin).await
     }
 
     /// Runs a whole transaction, and runs it again when it collided with another one: serialization

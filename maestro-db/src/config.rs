@@ -430,9 +430,7 @@ fn parse_endpoint(
     variable: &Variable,
     url: &Secret<String>,
 ) -> Option<Endpoint> {
-    let parsed = Url::parse(url.expose())
-        .map_err(|_| "is not a URL".to_owned())
-        .and_then(|url| Endpoint::from_url(&url));
+    let parsed = Endpoint::parse(url);
     match parsed {
         Ok(endpoint) => Some(endpoint),
         Err(message) => {
@@ -450,6 +448,14 @@ fn parse_endpoint(
 }
 
 impl Endpoint {
+    /// The end of a sentence that begins with the name of the URL, on error.
+    pub(crate) fn parse(url: &Secret<String>) -> Result<Self, String> {
+        match Url::parse(url.expose()) {
+            Ok(url) => Self::from_url(&url),
+            Err(_) => Err("is not a URL".to_owned()),
+        }
+    }
+
     /// The message on error never holds a part of the URL that could be a password.
     fn from_url(url: &Url) -> Result<Self, String> {
         if !SCHEMES.contains(&url.scheme()) {

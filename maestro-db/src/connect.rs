@@ -1,5 +1,6 @@
 //! Opens one connection to the server: options, session rules, TLS, deadline, the error's words.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -80,7 +81,7 @@ impl Connector {
         let rules = session_rules(&config.timeouts, purpose);
         let mut options = base(endpoint)?
             .application_name(&config.application_name)
-            .ssl_mode(ssl_mode(config, endpoint));
+            .ssl_mode(ssl_mode(endpoint, config.tls.ca.as_deref()));
         if let Some(ca) = &config.tls.ca {
             options = options.ssl_root_cert(ca);
         } else {
@@ -104,6 +105,23 @@ impl Connector {
             timeout: config.timeouts.connect,
             pooler,
             rules,
+        })
+    }
+
+    /// As the server's administrator: no limits but the caller's.
+    pub(crate) fn administrator(endpoint: &Endpoint) -> Result<Self, Error> {
+        install_crypto_provider();
+        let options = base(endpoint)?
+            .application_name("maestro provisioning")
+            .ssl_mode(ssl_mode(endpoint, None))
+            .ssl_root_cert_from_pem(Vec::new());
+        Ok(Self {
+            endpoint: endpoint.clone(),
+            options: options.disable_statement_logging(),
+            password: Password::new(endpoint.password.clone()),
+            timeout: ADMINISTRATOR,
+            pooler: Pooler::None,
+            rules: Vec::new(),
         })
     }
 
@@ -220,8 +238,8 @@ fn base(endpoint: &Endpoint) -> Result<PgConnectOptions, Error> {
         .database(&endpoint.database))
 }
 
-fn ssl_mode(config: &DbConfig, endpoint: &Endpoint) -> PgSslMode {
-    match (endpoint.ssl_mode, &config.tls.ca) {
+fn ssl_mode(endpoint: &Endpoint, ca: Option<&Path>) -> PgSslMode {
+    match (endpoint.ssl_mode, ca) {
         (Some(SslMode::Disable), _) => PgSslMode::Disable,
         (Some(SslMode::Require), _) => PgSslMode::Require,
         (Some(SslMode::VerifyCa), _) => PgSslMode::VerifyCa,
@@ -250,6 +268,9 @@ fn session_rules(timeouts: &Timeouts, purpose: Purpose) -> Vec<(&'static str, St
         ("client_connection_check_interval", "1000".to_owned()),
     ]
 }
+
+/// Longest time for an administrator to connect; the platform's default for services.
+const ADMINISTRATOR: Duration = Duration::from_secs(5);
 
 const MIGRATION_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 

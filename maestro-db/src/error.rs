@@ -287,6 +287,9 @@ fn classify_sqlstate(code: &str) -> ErrorKind {
         // a primary that became a standby refuses writes until clients follow the new one
         "25006" => ErrorKind::Unavailable,
         "25P02" => ErrorKind::Aborted,
+        // raised by `maestro.enter()`
+        "MT404" => ErrorKind::NotFound,
+        "MT403" => ErrorKind::Isolation,
         _ => match code.get(..2) {
             // connection, resources (53300 connections, 53100 disk), operator intervention, system
             Some("08" | "53" | "57" | "58" | "XX") => ErrorKind::Unavailable,

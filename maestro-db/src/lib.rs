@@ -49,8 +49,10 @@ mod observe;
 mod outlet;
 mod pool;
 mod pooler;
+mod provision;
 mod retry;
 mod statement;
+mod tenant;
 mod transaction;
 
 pub use builder::DbBuilder;
@@ -60,4 +62,9 @@ pub use error::{Error, ErrorKind};
 pub use metrics::CATALOGUE;
 pub use migrate::{AppliedMigration, Drift, MigrateOptions, MigrationReport};
 pub use pool::PoolReport;
+pub use provision::Provisioner;
+pub use tenant::{
+    AuditEntry, Finding, Severity, TenantDb, TenantId, TenantModel, TenantRecord, TenantState,
+    Tenants,
+};
 pub use transaction::{Isolation, Savepoint, Transaction, TransactionOptions};

@@ -14,6 +14,7 @@ use crate::client::Db;
 use crate::connect::{Connector, Password, Purpose};
 use crate::error::{Error, ErrorKind};
 use crate::retry::Backoff;
+use crate::tenant::own_migrations;
 
 use apply::Applier;
 pub use plan::Drift;
@@ -149,7 +150,15 @@ impl Db {
     ) -> Result<MigrationReport, Error> {
         let deadline = Instant::now() + options.wait;
         let mut session = Session::open(self, deadline).await?;
-        let result = session.run(self, migrator, options, deadline).await;
+        let result = async {
+            if self.inner().tenants.is_some() {
+                session
+                    .run(self, &own_migrations(), options, deadline)
+                    .await?;
+            }
+            session.run(self, migrator, options, deadline).await
+        }
+        .await;
         session.close().await;
         if result
             .as_ref()

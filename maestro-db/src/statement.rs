@@ -38,6 +38,8 @@ pub(crate) enum Effect {
     Session(&'static str),
     /// Holds until the end of the transaction, so it has no effect outside of one.
     Local(&'static str),
+    /// As [`Effect::Local`], of something that says whose transaction it is.
+    Scope(&'static str),
     /// Calls a function that may change the session; in a transaction the connection is closed at
     /// its end.
     Function(&'static str),
@@ -53,7 +55,7 @@ impl Statement {
                 word,
                 "the next statement may run on another connection, and the next user of this one would inherit it",
             ),
-            Effect::Local(word) => (
+            Effect::Local(word) | Effect::Scope(word) => (
                 word,
                 "it has no effect outside a transaction: use `db.begin()`",
             ),
@@ -67,21 +69,30 @@ impl Statement {
         ))
     }
 
-    /// Whether it may run in a transaction of ours.
-    pub(crate) fn allow_in_transaction(&self) -> Result<(), Error> {
-        let (word, instead) = match self.effect {
-            Effect::None | Effect::Local(_) | Effect::Function(_) => return Ok(()),
+    /// Whether it may run in a transaction of ours; `scoped`, if that is a tenant's.
+    pub(crate) fn allow_in_transaction(&self, scoped: bool) -> Result<(), Error> {
+        let (kind, word, instead) = match self.effect {
+            Effect::Scope(word) | Effect::Function(word) if scoped => (
+                ErrorKind::Isolation,
+                word,
+                "it could change whose transaction this is, and this one is a tenant's",
+            ),
+            Effect::None | Effect::Local(_) | Effect::Scope(_) | Effect::Function(_) => {
+                return Ok(());
+            }
             Effect::Transaction(word) => (
+                ErrorKind::Rejected,
                 word,
                 "use `commit`, `rollback` or `savepoint` of the transaction",
             ),
             Effect::Session(word) => (
+                ErrorKind::Rejected,
                 word,
                 "it would outlive the transaction on a pooled connection: use SET LOCAL",
             ),
         };
         Err(Error::new(
-            ErrorKind::Rejected,
+            kind,
             format!(
                 "`{word}` was not sent: {instead} (statement `{}`)",
                 self.summary

@@ -6,14 +6,14 @@ mod savepoint;
 mod state;
 
 use std::fmt;
-use std::panic::Location;
 use std::sync::Arc;
 
 use sqlx::postgres::PgConnection;
 
 use crate::error::{Error, ErrorKind, ends_session};
-use crate::pool::{Conversation, Lease};
+use crate::pool::{Conversation, Holder, Lease};
 use crate::statement::Statement;
+use crate::tenant::Scope;
 
 pub use options::{Isolation, TransactionOptions};
 pub use savepoint::Savepoint;
@@ -33,29 +33,35 @@ use state::{Failure, State};
 pub struct Transaction {
     lease: Lease,
     state: State,
-    location: &'static Location<'static>,
+    /// Whose it is, for the messages of errors.
+    origin: Holder,
+    /// The transaction is a tenant's.
+    scoped: bool,
 }
 
 impl Transaction {
     pub(crate) async fn begin(
         mut lease: Lease,
         options: TransactionOptions,
-        location: &'static Location<'static>,
+        scope: Option<Scope>,
+        origin: Holder,
     ) -> Result<Self, Error> {
-        lease
-            .control("BEGIN", options.begin())
-            .await
-            .map_err(|error| {
-                Error::during(
-                    format!("beginning a transaction at {location} failed"),
-                    error,
-                )
-            })?;
+        let begin = options.begin();
+        let sql = match &scope {
+            Some(scope) => scope.begin(&begin),
+            None => begin,
+        };
+        // Also when the message fails after its BEGIN.
         lease.in_transaction = true;
+        lease
+            .control("BEGIN", sql)
+            .await
+            .map_err(|error| Error::during(format!("beginning the {origin} failed"), error))?;
         Ok(Self {
             lease,
             state: State::default(),
-            location,
+            origin,
+            scoped: scope.is_some(),
         })
     }
 
@@ -83,6 +89,8 @@ impl Transaction {
         // unless the COMMIT in it commits what this handle stands for.
         let sql = if self.state.escaped() {
             "SAVEPOINT maestro_commit; COMMIT"
+        } else if self.scoped {
+            Scope::commit()
         } else {
             "COMMIT"
         };
@@ -104,10 +112,7 @@ impl Transaction {
                     self.finish();
                 }
                 Err(Error::during(
-                    format!(
-                        "committing the transaction begun at {} failed, it was rolled back",
-                        self.location
-                    ),
+                    format!("committing the {} failed, it was rolled back", self.origin),
                     sqlx::Error::Database(error),
                 ))
             }
@@ -116,8 +121,8 @@ impl Transaction {
                 Err(Error::new(
                     ErrorKind::Unknown,
                     format!(
-                        "the connection was lost while the transaction begun at {} was being committed: whether it was is unknown",
-                        self.location
+                        "the connection was lost while the {} was being committed: whether it was is unknown",
+                        self.origin
                     ),
                 )
                 .with_source(error))
@@ -153,10 +158,7 @@ impl Transaction {
                 Ok(())
             }
             Err(error) => Err(Error::during(
-                format!(
-                    "rolling back the transaction begun at {} was not acknowledged",
-                    self.location
-                ),
+                format!("rolling back the {} was not acknowledged", self.origin),
                 error,
             )),
         }
@@ -241,8 +243,8 @@ impl Transaction {
         Error::new(
             ErrorKind::Aborted,
             format!(
-                "the transaction begun at {} cannot go on and stores nothing: {failure}",
-                self.location
+                "the {} cannot go on and stores nothing: {failure}",
+                self.origin
             ),
         )
     }
@@ -270,7 +272,7 @@ impl Transaction {
 impl fmt::Debug for Transaction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Transaction")
-            .field("begun_at", &format_args!("{}", self.location))
+            .field("origin", &format_args!("{}", self.origin))
             .field("state", &self.state)
             .finish_non_exhaustive()
     }

@@ -48,6 +48,11 @@ impl Request {
         self.persistent = true;
     }
 
+    /// The text, apart from the request.
+    pub(crate) fn sql_text(&self) -> SqlStr {
+        self.sql.clone()
+    }
+
     pub(crate) fn text(&self) -> &str {
         self.sql.as_str()
     }

@@ -77,7 +77,13 @@ impl Seen {
         }
         match token {
             Token::Word(word) => self.word(word, next),
-            Token::Quoted(name) => self.name(name, next),
+            Token::Quoted(name) => {
+                self.words = self.words.saturating_add(1);
+                if self.words == 3 && self.pending.take().is_some() && is_any(name, SCOPE) {
+                    self.note(Effect::Scope("SET LOCAL of a tenant's scope"));
+                }
+                self.name(name, next);
+            }
             Token::Symbol(b';') => {
                 self.words = 0;
                 self.pending = None;
@@ -98,7 +104,11 @@ impl Seen {
         if self.words == 1 {
             self.first(word);
         } else if let Some(first) = self.pending.take() {
-            self.second(first, word);
+            if self.words == 2 {
+                self.second(first, word);
+            } else if is_any(word, SCOPE) {
+                self.note(Effect::Scope("SET LOCAL of a tenant's scope"));
+            }
         }
         if self.with
             && self.depth == 0
@@ -185,6 +195,8 @@ impl Seen {
         match first {
             "SET" if is_any(word, &["LOCAL", "CONSTRAINTS", "TRANSACTION"]) => {
                 self.note(Effect::Local("SET LOCAL"));
+                // The third word says what is set.
+                self.pending = Some("SET LOCAL");
             }
             "PREPARE" if is(word, "TRANSACTION") => {
                 self.note(Effect::Transaction("PREPARE TRANSACTION"));
@@ -200,8 +212,9 @@ impl Seen {
         let weight = |effect: Option<Effect>| match effect {
             None | Some(Effect::None) => 0,
             Some(Effect::Local(_)) => 1,
-            Some(Effect::Function(_)) => 2,
-            Some(Effect::Session(_) | Effect::Transaction(_)) => 3,
+            Some(Effect::Scope(_)) => 2,
+            Some(Effect::Function(_)) => 3,
+            Some(Effect::Session(_) | Effect::Transaction(_)) => 4,
         };
         if weight(Some(effect)) > weight(self.effect) {
             self.effect = Some(effect);
@@ -264,6 +277,10 @@ const SESSION: &[&str] = &[
     "DEALLOCATE",
     "LOAD",
 ];
+
+/// Settings that say whose rows a transaction sees: `SET LOCAL maestro.tenant`, `search_path`,
+/// `ROLE`, `SESSION AUTHORIZATION`, `row_security`.
+const SCOPE: &[&str] = &["maestro", "search_path", "ROLE", "SESSION", "row_security"];
 
 /// Functions whose effect can outlive the transaction.
 const FUNCTIONS: &[&str] = &[

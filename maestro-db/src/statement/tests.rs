@@ -77,7 +77,7 @@ fn transaction_control_is_found_in_any_statement_of_a_text() {
             "{sql}: {statement:?}"
         );
         assert!(statement.allow_on_pool().is_err(), "{sql}");
-        assert!(statement.allow_in_transaction().is_err(), "{sql}");
+        assert!(statement.allow_in_transaction(false).is_err(), "{sql}");
     }
 }
 
@@ -102,7 +102,7 @@ fn session_control_is_refused_on_the_pool_and_in_transactions() {
             "{sql}: {statement:?}"
         );
         assert!(statement.allow_on_pool().is_err(), "{sql}");
-        assert!(statement.allow_in_transaction().is_err(), "{sql}");
+        assert!(statement.allow_in_transaction(false).is_err(), "{sql}");
     }
 }
 
@@ -115,8 +115,34 @@ fn local_settings_are_allowed_in_transactions_only() {
     ] {
         let statement = look(sql);
         assert!(statement.allow_on_pool().is_err(), "{sql}");
-        assert!(statement.allow_in_transaction().is_ok(), "{sql}");
+        assert!(statement.allow_in_transaction(false).is_ok(), "{sql}");
         assert!(!statement.touches_session(), "{sql}");
+    }
+}
+
+#[test]
+fn what_says_whose_transaction_it_is_cannot_be_changed_in_a_tenants_transaction() {
+    for sql in [
+        "set local maestro.tenant = 'other'",
+        "SET LOCAL \"maestro\".tenant = 'other'",
+        "set local search_path = tenant_other",
+        "set local role postgres",
+        "set local session authorization postgres",
+        "set local row_security = off",
+        "select set_config('maestro.tenant', 'other', true)",
+        "select 1; set local maestro.tenant = 'other'",
+    ] {
+        let statement = look(sql);
+        let refused = statement.allow_in_transaction(true).expect_err(sql);
+        assert_eq!(refused.kind(), ErrorKind::Isolation, "{sql}");
+        assert!(statement.allow_in_transaction(false).is_ok(), "{sql}");
+    }
+    for sql in [
+        "set local statement_timeout = 0",
+        "set constraints all deferred",
+        "select 1",
+    ] {
+        assert!(look(sql).allow_in_transaction(true).is_ok(), "{sql}");
     }
 }
 
@@ -138,7 +164,7 @@ fn functions_that_outlive_a_transaction_are_found_also_in_quotes() {
 fn a_function_body_in_sql_is_not_taken_for_transaction_control() {
     let statement = look("create function f() returns int begin atomic select 1; select 2; end");
     assert_eq!(statement.effect, Effect::Function("BEGIN ATOMIC"));
-    assert!(statement.allow_in_transaction().is_ok());
+    assert!(statement.allow_in_transaction(false).is_ok());
 }
 
 #[test]

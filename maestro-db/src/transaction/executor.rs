@@ -8,7 +8,7 @@ use sqlx::postgres::{PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo
 use sqlx::{Either, Execute, Executor, SqlStr};
 
 use super::Transaction;
-use crate::outlet;
+use crate::outlet::{self, Outlet};
 use crate::pool::Request;
 use crate::statement::Statement;
 
@@ -16,12 +16,26 @@ impl Transaction {
     /// Checks a statement before it is sent.
     async fn enter(&mut self, sql: &str) -> Result<Arc<Statement>, sqlx::Error> {
         let statement = self.lease.look_up(sql);
-        statement.allow_in_transaction()?;
+        statement.allow_in_transaction(self.scoped)?;
         self.ready().await?;
         if statement.touches_session() {
             self.lease.tainted = true;
         }
         Ok(statement)
+    }
+
+    /// Hands a statement's rows out as they come.
+    pub(crate) async fn stream(
+        &mut self,
+        request: Request,
+        outlet: &Outlet<Either<PgQueryResult, PgRow>>,
+    ) -> Result<(), sqlx::Error> {
+        let statement = self.enter(request.text()).await?;
+        let result = self.lease.stream(&statement, request, outlet).await;
+        if let Err(error) = &result {
+            self.note(Some(&statement), error);
+        }
+        result
     }
 
     async fn one<T>(
@@ -66,12 +80,7 @@ impl<'c> Executor<'c> for &'c mut Transaction {
         let request = Request::take(query);
         outlet::stream(move |outlet| async move {
             let request = request?;
-            let statement = self.enter(request.text()).await?;
-            let result = self.lease.stream(&statement, request, &outlet).await;
-            if let Err(error) = &result {
-                self.note(Some(&statement), error);
-            }
-            result
+            self.stream(request, &outlet).await
         })
     }
 

@@ -167,7 +167,7 @@ async fn assert_clean(it: &Database) {
     }
     assert_eq!(
         count(&other, "select count(*) from notes").await,
-        before + (max * 2) as i64
+        before + i64::try_from(max * 2).unwrap()
     );
     // A connection that was closed under way ends within a second.
     eventually("no session is left in a transaction", Duration::from_secs(5), || async {

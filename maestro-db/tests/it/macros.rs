@@ -37,10 +37,13 @@ async fn checked_macros_compile_and_run_on_the_pool_and_in_transactions() {
     .unwrap();
     assert_eq!(all[1].n, 2);
     assert_eq!(all[1].text.as_deref(), Some("number 2"));
-    let sum = sqlx::query_scalar!(r#"select sum(n) as "sum!" from generate_series(1, $1::int) n"#, 4)
-        .fetch_one(&mut tx)
-        .await
-        .unwrap();
+    let sum = sqlx::query_scalar!(
+        r#"select sum(n) as "sum!" from generate_series(1, $1::int) n"#,
+        4
+    )
+    .fetch_one(&mut tx)
+    .await
+    .unwrap();
     assert_eq!(sum, 10);
     tx.commit().await.unwrap();
 }

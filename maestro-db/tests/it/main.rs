@@ -1,11 +1,19 @@
 //! maestro-db on real servers.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests say what they expect as the tests do"
+)]
 
 mod cancellation;
 mod executor;
 mod faults;
+mod leaks;
 mod macros;
 mod migrations;
 mod pgbouncer;
 mod pool;
+mod provisioning;
 mod support;
+mod tenants;
 mod transactions;

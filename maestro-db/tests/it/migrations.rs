@@ -187,6 +187,10 @@ async fn an_index_is_created_concurrently_while_replicas_wait_and_the_service_wo
     assert!(valid);
 }
 
+const UNIQUE: &str = "create unique index concurrently big_id on big (id)";
+const MENDED: &str =
+    "drop index concurrently if exists big_id; create index concurrently big_id on big (id)";
+
 #[tokio::test]
 async fn a_migration_interrupted_outside_a_transaction_is_reported_and_can_be_resumed() {
     let it = database(
@@ -204,7 +208,6 @@ async fn a_migration_interrupted_outside_a_transaction_is_reported_and_can_be_re
             file(2, second, true),
         ])
     };
-    const UNIQUE: &str = "create unique index concurrently big_id on big (id)";
     // Fails on the duplicate and leaves an invalid index.
     let error = it.db.migrate(&files(UNIQUE)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Migration, "{error}");
@@ -212,8 +215,6 @@ async fn a_migration_interrupted_outside_a_transaction_is_reported_and_can_be_re
     assert!(error.to_string().contains("interrupted"), "{error}");
     assert!(error.to_string().contains("big_id"), "{error}");
 
-    const MENDED: &str =
-        "drop index concurrently if exists big_id; create index concurrently big_id on big (id)";
     let options = MigrateOptions::new().resume_interrupted();
     let report = it.db.migrate_with(&files(MENDED), options).await.unwrap();
     assert_eq!(report.applied.len(), 1);
