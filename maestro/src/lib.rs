@@ -57,3 +57,8 @@ pub use maestro_metrics as metrics;
 pub use problem::Problem;
 pub use service::Service;
 pub use settings::ServiceConfig;
+
+/// The service in the README compiles.
+#[cfg(all(doctest, feature = "db", feature = "cache"))]
+#[doc = include_str!("../../README.md")]
+struct Readme;
