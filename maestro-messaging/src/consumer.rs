@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -17,14 +18,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::amqp::{Deliveries, chain};
 use crate::backoff::Backoff;
+use crate::batch::{self, BatchHandler};
 use crate::client::Inner;
-use crate::delivery::{self, Work};
+use crate::delivery::{self, Desk};
 use crate::error::{Error, ErrorKind};
+use crate::foreign::Foreign;
 use crate::handler::ErasedHandler;
+use crate::in_flight::InFlight;
+use crate::intake::{Handling, Intake, Job};
 use crate::metrics::QueueMetrics;
+use crate::ordered;
 use crate::subscription::{ConsumerState, Drained};
 use crate::topology::{Binding, Topology};
-use crate::transport::Incoming;
 use crate::trouble::Trouble;
 
 /// Everything a subscription is, valid once.
@@ -35,6 +40,10 @@ pub(crate) struct Spec {
     pub(crate) topology: Topology,
     pub(crate) retired: Vec<Binding>,
     pub(crate) handlers: HashMap<&'static str, ErasedHandler>,
+    /// Of a subscription that handles in batches, which has no other handler.
+    pub(crate) batch: Option<(&'static str, BatchHandler)>,
+    pub(crate) handling: Handling,
+    pub(crate) in_flight: InFlight,
     pub(crate) prefetch: u16,
     pub(crate) concurrency: usize,
     pub(crate) handler_timeout: Duration,
@@ -48,7 +57,9 @@ pub(crate) struct ConsumerTask {
     drain: CancellationToken,
     trouble: Arc<Mutex<Trouble>>,
     slots: Arc<Semaphore>,
-    handlers: JoinSet<()>,
+    intake: Intake,
+    /// Each tells the key of a job that was in order.
+    handlers: JoinSet<Option<String>>,
     last_alive: Instant,
 }
 
@@ -68,6 +79,7 @@ impl ConsumerTask {
         Self {
             inner,
             slots: Arc::new(Semaphore::new(spec.concurrency)),
+            intake: Intake::new(spec.handling),
             spec,
             state,
             drain,
@@ -113,6 +125,13 @@ impl ConsumerTask {
                 "the consumer is interrupted; trying on"
             );
             self.state.send_replace(ConsumerState::Interrupted(reason));
+            // Void with their channel.
+            self.intake = Intake::new(self.spec.handling);
+            if self.spec.handling == Handling::Ordered {
+                // Nothing of a key begins while an earlier one of it runs.
+                self.finish_handlers(Instant::now() + self.spec.handler_timeout)
+                    .await;
+            }
             self.idle(pause).await;
         };
         self.state.send_replace(ConsumerState::Stopped);
@@ -143,69 +162,121 @@ impl ConsumerTask {
         let mut foreign = Foreign::new(&self.inner, &self.spec);
         self.show(foreign.missing());
         let mut alive = tokio::time::interval(ALIVE_EVERY);
+        let mut slots: Option<BoxFuture<'static, OwnedSemaphorePermit>> = None;
         loop {
-            let slots = take_slots(
-                Arc::clone(&self.slots),
-                Arc::clone(&self.trouble),
-                self.spec.concurrency,
-            );
-            tokio::pin!(slots);
-            // Until there is room for a handler, everything but deliveries is looked after.
-            let permit = loop {
-                tokio::select! {
-                    biased;
-                    () = self.drain.cancelled() => return End::Draining(deliveries),
-                    permit = &mut slots => break permit,
-                    Some(_) = self.handlers.join_next() => {}
-                    missing = foreign.progress() => self.show(missing),
-                    _ = alive.tick() => {
-                        if !deliveries.is_alive() {
-                            return End::Lost("its channel is gone".to_owned());
-                        }
-                        self.alive();
+            if slots.is_none() && self.intake.is_ready(Instant::now()) {
+                match self.free_slot() {
+                    Some(permit) => {
+                        self.start(permit);
+                        continue;
                     }
+                    None => slots = Some(Box::pin(self.take_slots())),
                 }
-            };
-            let delivery = loop {
-                tokio::select! {
-                    biased;
-                    () = self.drain.cancelled() => return End::Draining(deliveries),
-                    delivery = deliveries.next() => break delivery,
-                    Some(_) = self.handlers.join_next() => {}
-                    missing = foreign.progress() => self.show(missing),
-                    _ = alive.tick() => {
-                        if !deliveries.is_alive() {
-                            return End::Lost("its channel is gone".to_owned());
-                        }
-                        self.alive();
+            }
+            let due = self.intake.due();
+            tokio::select! {
+                biased;
+                () = self.drain.cancelled() => return End::Draining(deliveries),
+                permit = taken(&mut slots) => {
+                    slots = None;
+                    self.start(permit);
+                }
+                delivery = deliveries.next(), if self.intake.wants_more() => match delivery {
+                    Some(Ok(incoming)) => {
+                        self.spec.metrics.consumed.increment();
+                        self.intake.add(incoming, Instant::now());
+                    }
+                    Some(Err(error)) => return End::Lost(format!("{error}: {}", chain(&error))),
+                    None => {
+                        return End::Lost(
+                            "the broker ended it: its queue was deleted, or its channel or connection is gone".to_owned(),
+                        );
+                    }
+                },
+                Some(done) = self.handlers.join_next() => match done {
+                    Ok(key) => self.intake.done(key.as_deref()),
+                    // Nothing in it panics beside the handler, which is caught; should it happen,
+                    // starting over delivers its message again and frees its key.
+                    Err(error) => return End::Lost(format!("a handler's task ended: {error}")),
+                },
+                missing = foreign.progress() => self.show(missing),
+                () = until(due) => {}
+                _ = alive.tick() => {
+                    if !deliveries.is_alive() {
+                        return End::Lost("its channel is gone".to_owned());
+                    }
+                    self.alive();
+                    if self.handlers.is_empty() {
                         self.spec.metrics.lag.set(0.0);
                     }
-                }
-            };
-            match delivery {
-                Some(Ok(incoming)) => self.start(incoming, permit),
-                Some(Err(error)) => return End::Lost(format!("{error}: {}", chain(&error))),
-                None => {
-                    return End::Lost(
-                        "the broker ended it: its queue was deleted, or its channel or connection is gone".to_owned(),
-                    );
                 }
             }
         }
     }
 
-    fn start(&mut self, incoming: Incoming, permit: OwnedSemaphorePermit) {
-        self.spec.metrics.consumed.increment();
-        // Handlers that have ended are reaped here too: under load no turn of the loop waits.
-        while self.handlers.try_join_next().is_some() {}
-        self.handlers.spawn(delivery::work(Work {
+    /// Room for one handler, if there is some at once and nothing speaks against using it.
+    fn free_slot(&self) -> Option<OwnedSemaphorePermit> {
+        if self.trouble.lock().is_probing() {
+            return None;
+        }
+        Arc::clone(&self.slots).try_acquire_owned().ok()
+    }
+
+    /// Room for one handler. In trouble: after a pause, and only when no other handler runs.
+    fn take_slots(&self) -> impl Future<Output = OwnedSemaphorePermit> + Send + use<> {
+        let slots = Arc::clone(&self.slots);
+        let all = u32::try_from(self.spec.concurrency).unwrap_or(u32::MAX);
+        let pause = self.trouble.lock().pause();
+        async move {
+            let wanted = match pause {
+                None => 1,
+                Some(pause) => {
+                    tokio::time::sleep(pause).await;
+                    all
+                }
+            };
+            match slots.acquire_many_owned(wanted).await {
+                Ok(permit) => permit,
+                // The semaphore is never closed.
+                Err(_) => std::future::pending().await,
+            }
+        }
+    }
+
+    fn start(&mut self, permit: OwnedSemaphorePermit) {
+        let Some(job) = self.intake.take() else {
+            return;
+        };
+        let desk = Desk {
             inner: Arc::clone(&self.inner),
             spec: Arc::clone(&self.spec),
             trouble: Arc::clone(&self.trouble),
+            slots: Arc::clone(&self.slots),
             drain: self.drain.clone(),
-            incoming,
-            permit,
-        }));
+        };
+        match job {
+            Job::One(incoming) => {
+                // Handlers that have ended are reaped here too: under load no turn of the loop
+                // waits.
+                while self.handlers.try_join_next().is_some() {}
+                self.handlers.spawn(async move {
+                    delivery::work(&desk, incoming, permit).await;
+                    None
+                });
+            }
+            Job::InOrder(incoming, key) => {
+                self.handlers.spawn(async move {
+                    ordered::work(&desk, incoming, permit).await;
+                    key
+                });
+            }
+            Job::Batch(deliveries) => {
+                self.handlers.spawn(async move {
+                    batch::work(&desk, deliveries, permit).await;
+                    None
+                });
+            }
+        }
     }
 
     fn alive(&mut self) {
@@ -247,22 +318,32 @@ impl ConsumerTask {
     async fn finish(&mut self, deliveries: Option<Deliveries>) -> Drained {
         let deadline = Instant::now() + self.inner.config.drain_timeout;
         let mut drained = Drained::default();
-        if let Some(mut deliveries) = deliveries {
-            if deliveries.cancel().await.is_ok() {
-                // What was delivered before the cancel comes out first, then the end.
-                while let Ok(Some(Ok(incoming))) =
-                    tokio::time::timeout_at(deadline, deliveries.next()).await
-                {
-                    if incoming.settle.requeue().await.is_ok() {
-                        drained.handed_back += 1;
-                    }
-                }
-            }
+        let Some(mut deliveries) = deliveries else {
+            drained.abandoned = self.finish_handlers(deadline).await;
+            return drained;
+        };
+        let held = self.intake.give_back();
+        if self.spec.handling == Handling::Ordered {
+            // The broker hands a queue over to the next consumer with the cancel, whatever is still
+            // unacknowledged: so that comes last, and returns the rest in order.
+            drained.handed_back = held.len() as u64;
             drained.abandoned = self.finish_handlers(deadline).await;
             deliveries.close().await;
-        } else {
-            drained.abandoned = self.finish_handlers(deadline).await;
+            return drained;
         }
+        if deliveries.cancel().await.is_ok() {
+            for incoming in held {
+                drained.handed_back += u64::from(incoming.settle.requeue().await.is_ok());
+            }
+            // What was delivered before the cancel comes out first, then the end.
+            while let Ok(Some(Ok(incoming))) =
+                tokio::time::timeout_at(deadline, deliveries.next()).await
+            {
+                drained.handed_back += u64::from(incoming.settle.requeue().await.is_ok());
+            }
+        }
+        drained.abandoned = self.finish_handlers(deadline).await;
+        deliveries.close().await;
         drained
     }
 
@@ -285,95 +366,19 @@ impl ConsumerTask {
     }
 }
 
-/// Room for one handler. In trouble: after a pause, and only when no other handler runs.
-async fn take_slots(
-    slots: Arc<Semaphore>,
-    trouble: Arc<Mutex<Trouble>>,
-    concurrency: usize,
+async fn taken(
+    slots: &mut Option<BoxFuture<'static, OwnedSemaphorePermit>>,
 ) -> OwnedSemaphorePermit {
-    let pause = trouble.lock().pause();
-    let wanted = match pause {
-        None => 1,
-        Some(pause) => {
-            tokio::time::sleep(pause).await;
-            u32::try_from(concurrency).unwrap_or(u32::MAX)
-        }
-    };
-    match slots.acquire_many_owned(wanted).await {
-        Ok(permit) => permit,
-        // The semaphore is never closed.
-        Err(_) => std::future::pending().await,
+    match slots {
+        Some(slots) => slots.await,
+        None => std::future::pending().await,
     }
 }
 
-/// Bindings to exchanges of services that may not be there yet, and bindings to take away.
-struct Foreign {
-    inner: Arc<Inner>,
-    spec: Arc<Spec>,
-    open: Vec<Binding>,
-    retired: Vec<Binding>,
-    backoff: Backoff,
-    next: Instant,
-}
-
-impl Foreign {
-    fn new(inner: &Arc<Inner>, spec: &Arc<Spec>) -> Self {
-        Self {
-            inner: Arc::clone(inner),
-            spec: Arc::clone(spec),
-            open: spec.topology.foreign.clone(),
-            retired: spec.retired.clone(),
-            backoff: Backoff::new(Duration::from_millis(250), Duration::from_secs(10)),
-            next: Instant::now(),
-        }
-    }
-
-    fn missing(&self) -> Option<String> {
-        let first = self.open.first()?;
-        Some(format!(
-            "waiting for exchange `{}` (is the service that publishes `{}` running?)",
-            first.exchange, first.routing_key
-        ))
-    }
-
-    /// Tries what is open; resolves when something changed. Dropping it loses nothing: binding
-    /// twice is binding once.
-    async fn progress(&mut self) -> Option<String> {
-        loop {
-            if self.open.is_empty() && self.retired.is_empty() {
-                return std::future::pending().await;
-            }
-            tokio::time::sleep_until(self.next).await;
-            let before = self.open.len() + self.retired.len();
-            let mut at = 0;
-            while let Some(binding) = self.open.get(at) {
-                match self.inner.broker.bind_foreign(binding).await {
-                    Ok(()) => {
-                        self.open.remove(at);
-                    }
-                    Err(error) => {
-                        tracing::debug!(queue = self.spec.queue, error = %error, "a binding has to wait");
-                        at += 1;
-                    }
-                }
-            }
-            at = 0;
-            while let Some(binding) = self.retired.get(at) {
-                match self.inner.broker.unbind(binding).await {
-                    Ok(()) => {
-                        self.retired.remove(at);
-                    }
-                    Err(error) if error.kind() == ErrorKind::NotFound => {
-                        self.retired.remove(at);
-                    }
-                    Err(_) => at += 1,
-                }
-            }
-            self.next = Instant::now() + self.backoff.next();
-            if self.open.len() + self.retired.len() != before {
-                return self.missing();
-            }
-        }
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

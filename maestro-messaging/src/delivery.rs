@@ -1,13 +1,14 @@
 //! One delivery, from the broker to its settlement.
 
+use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
 use parking_lot::Mutex;
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::Instant;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -17,68 +18,99 @@ use crate::client::Inner;
 use crate::consumer::{Spec, age};
 use crate::envelope::{CAUSE, Envelope};
 use crate::error::{Error, ErrorKind};
-use crate::handler::{MessageContext, Reaction};
+use crate::handler::{HandlerError, MessageContext, Reaction};
 use crate::retry::{self, DeadReason, Failure, Route};
 use crate::transport::{Incoming, Outgoing};
 use crate::trouble::Trouble;
 
-pub(crate) struct Work {
+/// What every handler's task works with.
+pub(crate) struct Desk {
     pub(crate) inner: Arc<Inner>,
     pub(crate) spec: Arc<Spec>,
     pub(crate) trouble: Arc<Mutex<Trouble>>,
+    pub(crate) slots: Arc<Semaphore>,
     pub(crate) drain: CancellationToken,
-    pub(crate) incoming: Incoming,
-    pub(crate) permit: OwnedSemaphorePermit,
+}
+
+impl Desk {
+    /// Notes how handling ended, for slowing down.
+    pub(crate) fn note(&self, outcome: &Result<(), Failure>) {
+        match outcome {
+            Err(failure) if failure.reaction == Reaction::Unavailable => {
+                self.trouble.lock().outage();
+            }
+            _ => self.trouble.lock().recovered(),
+        }
+    }
+
+    pub(crate) fn context(&self, incoming: &Incoming, envelope: &Arc<Envelope>) -> MessageContext {
+        let retries = self.inner.config.retry_delays().len();
+        let last = usize::try_from(envelope.attempt).map_or(true, |attempt| attempt >= retries);
+        MessageContext::new(
+            Arc::clone(envelope),
+            Arc::clone(&self.spec.name),
+            incoming.redelivered,
+            last,
+        )
+    }
+
+    /// Says what could not be settled: the broker delivers it again, here or elsewhere.
+    pub(crate) fn settled(&self, settled: Result<(), Error>) {
+        if let Err(error) = settled {
+            self.spec.metrics.unsettled.increment();
+            tracing::warn!(
+                queue = self.spec.queue,
+                error = %error,
+                cause = %chain(&error),
+                "a delivery could not be settled; it will come again"
+            );
+        }
+    }
 }
 
 /// Handles and settles one delivery. The permit is given back when the handler has ended: settling
 /// is a wait on the broker, and bounded by the prefetch.
-pub(crate) async fn work(work: Work) {
-    let Work {
-        inner,
-        spec,
-        trouble,
-        drain,
-        incoming,
-        permit,
-    } = work;
-    let decoded = Envelope::decode(&incoming.properties).map(Arc::new);
-    let attempt = decoded.as_ref().map_or(0, |envelope| envelope.attempt);
-    let outcome = match decoded {
-        Ok(envelope) => handle(&inner, &spec, &incoming, envelope).await,
-        Err(malformed) => Err(Failure::poison(
-            DeadReason::Malformed,
-            "malformed",
-            &malformed.to_string(),
-        )),
+pub(crate) async fn work(desk: &Desk, incoming: Incoming, permit: OwnedSemaphorePermit) {
+    let envelope = match decode(&incoming) {
+        Ok(envelope) => envelope,
+        Err(failure) => {
+            drop(permit);
+            return desk.settled(settle_failed(desk, incoming, 0, &failure).await);
+        }
     };
+    let Some(mut turn) = desk.spec.in_flight.enter(envelope.message_id).await else {
+        drop(permit);
+        return desk.settled(settle_ok(&desk.spec, incoming).await);
+    };
+    let attempt = envelope.attempt;
+    let outcome = handle(desk, &incoming, envelope).await;
     drop(permit);
-    match &outcome {
-        Err(failure) if failure.reaction == Reaction::Unavailable => trouble.lock().outage(),
-        _ => trouble.lock().recovered(),
-    }
-    let settled = match outcome {
-        Ok(()) => settle_ok(&spec, incoming).await,
-        Err(failure) => settle_failed(&inner, &spec, &drain, incoming, attempt, &failure).await,
-    };
-    if let Err(error) = settled {
-        // The broker delivers it again: to this consumer, or to another one.
-        spec.metrics.unsettled.increment();
-        tracing::warn!(
-            queue = spec.queue,
-            error = %error,
-            cause = %chain(&error),
-            "a delivery could not be settled; it will come again"
-        );
-    }
+    desk.note(&outcome);
+    desk.settled(match outcome {
+        Ok(()) => {
+            turn.succeeded();
+            settle_ok(&desk.spec, incoming).await
+        }
+        Err(failure) => settle_failed(desk, incoming, attempt, &failure).await,
+    });
 }
 
-async fn handle(
-    inner: &Arc<Inner>,
-    spec: &Spec,
+/// Reads the metadata of a delivery.
+pub(crate) fn decode(incoming: &Incoming) -> Result<Arc<Envelope>, Failure> {
+    Envelope::decode(&incoming.properties)
+        .map(Arc::new)
+        .map_err(|malformed| {
+            Failure::poison(DeadReason::Malformed, "malformed", &malformed.to_string())
+        })
+}
+
+/// Runs the handler of one delivery, once.
+pub(crate) async fn handle(
+    desk: &Desk,
     incoming: &Incoming,
     envelope: Arc<Envelope>,
 ) -> Result<(), Failure> {
+    let spec = &desk.spec;
     let Some(handler) = spec.handlers.get(envelope.event_type.as_str()) else {
         return Err(Failure::poison(
             DeadReason::UnknownType,
@@ -92,14 +124,7 @@ async fn handle(
     if let Some(age) = age(envelope.published_at) {
         spec.metrics.lag.set(age.as_secs_f64());
     }
-    let last = usize::try_from(envelope.attempt)
-        .map_or(true, |attempt| attempt >= inner.config.retry_delays().len());
-    let context = MessageContext::new(
-        Arc::clone(&envelope),
-        Arc::clone(&spec.name),
-        incoming.redelivered,
-        last,
-    );
+    let context = desk.context(incoming, &envelope);
     let scope = envelope.context();
     let span = scope.span(|| {
         tracing::info_span!(
@@ -119,28 +144,12 @@ async fn handle(
     let in_flight = spec.metrics.in_flight.track();
     // Made inside, so that a panic while the handler's future is made is caught as well.
     let run = AssertUnwindSafe(async { handler(&incoming.body, context).await }).catch_unwind();
-    let limited = tokio::time::timeout(spec.handler_timeout, run);
+    let limited = timeout(spec.handler_timeout, run);
     let scoped = scope.scope(CAUSE.scope(envelope.message_id, limited));
     let result = scoped.instrument(span.clone()).await;
     drop(in_flight);
-    let took = started.elapsed();
-    let failure = match result {
-        Ok(Ok(Ok(()))) => {
-            spec.metrics.succeeded.observe_duration(took);
-            return Ok(());
-        }
-        Ok(Ok(Err(error))) => {
-            spec.metrics.failed.observe_duration(took);
-            Failure::of_handler(&error)
-        }
-        Ok(Err(panic)) => {
-            spec.metrics.panicked.observe_duration(took);
-            Failure::panic(panic.as_ref())
-        }
-        Err(_) => {
-            spec.metrics.timed_out.observe_duration(took);
-            Failure::timeout(spec.handler_timeout)
-        }
+    let Some(failure) = failure(spec, result, started.elapsed()) else {
+        return Ok(());
     };
     span.record("otel.status_code", "ERROR");
     span.in_scope(|| {
@@ -158,7 +167,26 @@ async fn handle(
     Err(failure)
 }
 
-async fn settle_ok(spec: &Spec, incoming: Incoming) -> Result<(), Error> {
+/// What a handler returned, caught, and within its limit.
+pub(crate) type Outcome =
+    Result<Result<Result<(), HandlerError>, Box<dyn Any + Send>>, tokio::time::error::Elapsed>;
+
+/// How a handler failed, if it did; measures how long it took.
+pub(crate) fn failure(spec: &Spec, outcome: Outcome, took: Duration) -> Option<Failure> {
+    let (metric, failure) = match outcome {
+        Ok(Ok(Ok(()))) => (&spec.metrics.succeeded, None),
+        Ok(Ok(Err(error))) => (&spec.metrics.failed, Some(Failure::of_handler(&error))),
+        Ok(Err(panic)) => (&spec.metrics.panicked, Some(Failure::panic(panic.as_ref()))),
+        Err(_) => (
+            &spec.metrics.timed_out,
+            Some(Failure::timeout(spec.handler_timeout)),
+        ),
+    };
+    metric.observe_duration(took);
+    failure
+}
+
+pub(crate) async fn settle_ok(spec: &Spec, incoming: Incoming) -> Result<(), Error> {
     incoming.settle.ack().await?;
     spec.metrics.acked.increment();
     Ok(())
@@ -166,14 +194,15 @@ async fn settle_ok(spec: &Spec, incoming: Incoming) -> Result<(), Error> {
 
 /// Copies the message to where it goes, waits for the confirm, and only then acknowledges: a crash
 /// between the two leaves two, never none.
-async fn settle_failed(
-    inner: &Arc<Inner>,
-    spec: &Spec,
-    drain: &CancellationToken,
+pub(crate) async fn settle_failed(
+    desk: &Desk,
     incoming: Incoming,
     attempt: u32,
     failure: &Failure,
 ) -> Result<(), Error> {
+    let Desk {
+        inner, spec, drain, ..
+    } = desk;
     let service = inner.service();
     let origin = retry::origin(
         &incoming.properties,
@@ -288,7 +317,7 @@ async fn send_copy(
     }
 }
 
-async fn pause(drain: &CancellationToken, time: Duration) {
+pub(crate) async fn pause(drain: &CancellationToken, time: Duration) {
     tokio::select! {
         () = drain.cancelled() => {}
         () = tokio::time::sleep(time) => {}

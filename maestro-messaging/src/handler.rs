@@ -127,6 +127,10 @@ impl HandlerError {
         Self::new(Reaction::Unavailable, error)
     }
 
+    pub(crate) fn undecodable(error: Undecodable) -> Self {
+        Self::new(Reaction::DeadLetter, error)
+    }
+
     fn new<E: Into<BoxError>>(reaction: Reaction, error: E) -> Self {
         Self {
             reaction,
@@ -206,11 +210,9 @@ where
     Arc::new(
         move |body, context| match serde_json::from_slice::<E>(body) {
             Ok(event) => Box::pin(handler(event, context)),
-            Err(error) => Box::pin(std::future::ready(Err(HandlerError {
-                reaction: Reaction::DeadLetter,
-                source: Box::new(Undecodable(error)),
-                type_name: type_name::<Undecodable>(),
-            }))),
+            Err(error) => Box::pin(std::future::ready(Err(HandlerError::undecodable(
+                Undecodable::new(error),
+            )))),
         },
     )
 }
@@ -219,6 +221,12 @@ where
 #[derive(Debug, thiserror::Error)]
 #[error("the body is not a valid event of this type")]
 pub(crate) struct Undecodable(#[source] serde_json::Error);
+
+impl Undecodable {
+    pub(crate) fn new(error: serde_json::Error) -> Self {
+        Self(error)
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -49,7 +49,9 @@
 mod address;
 mod amqp;
 mod backoff;
+mod batch;
 mod builder;
+mod chains;
 mod client;
 mod config;
 mod consumer;
@@ -58,11 +60,15 @@ mod delivery;
 mod envelope;
 mod error;
 mod event;
+mod foreign;
 mod handler;
 mod headers;
 mod health;
+mod in_flight;
+mod intake;
 mod metrics;
 mod monitor;
+mod ordered;
 #[cfg(feature = "outbox")]
 pub mod outbox;
 mod publish;
@@ -72,6 +78,7 @@ mod topology;
 mod transport;
 mod trouble;
 
+pub use batch::Received;
 pub use builder::Builder;
 pub use client::Messaging;
 pub use config::MessagingConfig;

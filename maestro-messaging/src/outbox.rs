@@ -4,7 +4,6 @@
 //! Everything lives in schema `maestro` of the service's own database, with a ledger of its own
 //! ([`migrate`]).
 
-mod chains;
 mod inbox;
 mod lease;
 mod relay;

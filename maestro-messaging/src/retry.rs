@@ -11,7 +11,7 @@ use crate::handler::{HandlerError, Reaction};
 use crate::headers;
 
 /// A failure, as the dead-letter queue tells it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(crate) reaction: Reaction,
     pub(crate) reason: Option<DeadReason>,

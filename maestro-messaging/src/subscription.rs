@@ -10,11 +10,14 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::batch::{self, BatchHandler, Received};
 use crate::client::Messaging;
 use crate::consumer::{ConsumerTask, Spec};
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, is_event_type};
 use crate::handler::{ErasedHandler, HandlerError, MessageContext, erase};
+use crate::in_flight::InFlight;
+use crate::intake::Handling;
 use crate::topology::{Binding, QueueOptions, Topology};
 
 /// A subscription being built; [`start`](Self::start) runs it.
@@ -42,6 +45,9 @@ pub struct Subscription {
     messaging: Messaging,
     name: String,
     handlers: HashMap<&'static str, ErasedHandler>,
+    batch: Option<(&'static str, BatchHandler)>,
+    batch_size: usize,
+    batch_wait: Duration,
     events: Vec<(ServiceName, String)>,
     retired: Vec<(ServiceName, String)>,
     options: QueueOptions,
@@ -58,6 +64,9 @@ impl Subscription {
             messaging: messaging.clone(),
             name: name.to_owned(),
             handlers: HashMap::new(),
+            batch: None,
+            batch_size: 100,
+            batch_wait: Duration::from_millis(200),
             events: Vec::new(),
             retired: Vec::new(),
             options: QueueOptions::default(),
@@ -93,6 +102,60 @@ impl Subscription {
         if self.handlers.insert(E::TYPE, erase(handler)).is_some() {
             self.note(&format!("two handlers for `{}`", E::TYPE));
         }
+        self
+    }
+
+    /// Handles events of one type many at a time, at most [`batch_size`](Self::batch_size) of them,
+    /// and no later than [`batch_wait`](Self::batch_wait) after the first came. All are acknowledged
+    /// when the handler has returned `Ok`. A batch that fails is handled again one event at a time,
+    /// so that a bad event fails alone. Such a subscription has no other handler.
+    pub fn on_batch<E, F, Fut>(mut self, publisher: &str, handler: F) -> Self
+    where
+        E: Event,
+        F: Fn(Vec<Received<E>>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), HandlerError>> + Send + 'static,
+    {
+        const {
+            assert!(
+                is_event_type(E::TYPE),
+                "an event's TYPE is `<noun>.<past-participle>.v<major>`, such as `order.placed.v1`"
+            );
+        }
+        match publisher.parse() {
+            Ok(publisher) => self.events.push((publisher, E::TYPE.to_owned())),
+            Err(error) => self.note(&format!("its publisher {error}")),
+        }
+        if self
+            .batch
+            .replace((E::TYPE, batch::erase(handler)))
+            .is_some()
+        {
+            self.note("two batch handlers");
+        }
+        self
+    }
+
+    /// Most events of a batch; 100 otherwise, and never more than the prefetch.
+    pub fn batch_size(mut self, events: usize) -> Self {
+        self.batch_size = events.max(1);
+        self
+    }
+
+    /// Longest time the first event of a batch waits for the others; 200 ms otherwise.
+    pub fn batch_wait(mut self, limit: Duration) -> Self {
+        self.batch_wait = limit;
+        self
+    }
+
+    /// Handles events of one key in the order in which they were published, one at a time; events
+    /// of different keys run beside each other, and events without a key in any order. One replica
+    /// consumes, the others stand by (single active consumer).
+    ///
+    /// A failed event is retried in place, after the same delays, while its key waits: on the rungs
+    /// later events would overtake it. Given up, it goes to the dead-letter queue and its key goes on
+    /// without it. Part of the queue's arguments: changing it later needs a new queue.
+    pub fn ordered(mut self) -> Self {
+        self.options.ordered = true;
         self
     }
 
@@ -156,12 +219,28 @@ impl Subscription {
                 format!("starting a subscription: {error}"),
             )
         })?;
-        if self.handlers.is_empty() {
+        let wrong = match (self.handlers.is_empty(), &self.batch, self.options.ordered) {
+            (true, None, _) => "it handles no event; add `.on(…)`",
+            (false, Some(_), _) => "it has a batch handler and others; make it two subscriptions",
+            (_, Some(_), true) => "a batch has no order of keys; take one of the two",
+            _ => "",
+        };
+        if !wrong.is_empty() {
             return Err(Error::new(
                 ErrorKind::Config,
-                format!("starting subscription `{name}`: it handles no event; add `.on(…)`"),
+                format!("starting subscription `{name}`: {wrong}"),
             ));
         }
+        let handling = if self.batch.is_some() {
+            Handling::Batch {
+                size: self.batch_size.min(usize::from(self.prefetch)),
+                wait: self.batch_wait,
+            }
+        } else if self.options.ordered {
+            Handling::Ordered
+        } else {
+            Handling::Each
+        };
         let service = inner.service();
         let queue = service.queue(&name);
         let dead_letter_queue = service.dead_letter_queue(&name);
@@ -189,6 +268,9 @@ impl Subscription {
             topology,
             retired,
             handlers: self.handlers,
+            batch: self.batch,
+            handling,
+            in_flight: InFlight::default(),
             prefetch: self.prefetch,
             concurrency: self.concurrency.min(usize::from(self.prefetch)),
             handler_timeout: self.handler_timeout,

@@ -17,9 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::amqp::chain;
 use crate::backoff::Backoff;
+use crate::chains::{Chains, Item, Waiting};
 use crate::client::Inner;
 use crate::error::{Error, ErrorKind};
-use crate::outbox::chains::{Chains, Item, Waiting};
 use crate::outbox::lease::Leases;
 use crate::outbox::store::{self, Outbox, Row};
 use crate::outbox::{Inbox, answered};

@@ -10,6 +10,7 @@
 mod consume;
 mod dead_letters;
 mod faults;
+mod ordered;
 #[cfg(feature = "outbox")]
 mod outbox;
 mod publish;

@@ -1,12 +1,13 @@
-//! What a relay has in memory: rows in order of their ids, one in flight for each key. Pure.
+//! Work in order of its keys: one in flight for each key, any number of keys at a time. Pure.
 //!
-//! One in flight for each key, because a broker may refuse the first of two and store the second.
+//! The outbox relays this way (a broker may refuse the first of two messages and store the second),
+//! and an ordered subscription handles this way.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use tokio::time::Instant;
 
-/// Rows by key.
+/// Rows (or deliveries) by key, each known by an id.
 #[derive(Debug)]
 pub(crate) struct Chains<T> {
     by_key: HashMap<String, Chain<T>>,
@@ -50,6 +51,22 @@ impl<T> Chains<T> {
 
     pub(crate) fn known(&self) -> Vec<i64> {
         self.known.iter().copied().collect()
+    }
+
+    /// Whether [`next`](Self::next) has anything, if everything is allowed.
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.single.is_empty() || !self.ready.is_empty()
+    }
+
+    /// Takes everything that was not begun, in the order of ids.
+    pub(crate) fn take_waiting(&mut self) -> Vec<Item<T>> {
+        let chains = std::mem::take(&mut self.by_key);
+        let mut waiting: Vec<_> = std::mem::take(&mut self.single).into();
+        waiting.extend(chains.into_values().flat_map(|chain| chain.rows));
+        waiting.sort_by_key(|item| item.id);
+        self.ready.clear();
+        self.known.clear();
+        waiting
     }
 
     /// Adds a row; rows come in the order of their ids.

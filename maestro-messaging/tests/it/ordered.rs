@@ -1,0 +1,221 @@
+//! Order of keys, and batches.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use maestro_messaging::{Consumer, DeadReason, ErrorKind, HandlerError, Messaging};
+use parking_lot::Mutex;
+
+use crate::support::{Placed, Raw, client, eventually, sandbox};
+
+type Log = Arc<Mutex<Vec<(String, u64)>>>;
+
+const FAST: &[(&str, &str)] = &[("RETRY_DELAYS", "20ms,30ms"), ("CONCURRENCY", "8")];
+
+fn event(key: u64, number: u64) -> Placed {
+    Placed {
+        number,
+        key: format!("key-{key}"),
+    }
+}
+
+/// Every seventh event of a key fails twice; number 13 of key 3 fails for good.
+async fn ordered(messaging: &Messaging, log: &Log) -> Consumer {
+    let log = Arc::clone(log);
+    let busy: Arc<Mutex<HashSet<String>>> = Arc::default();
+    let consumer = messaging
+        .subscription("ordered")
+        .ordered()
+        .on("orders", move |event: Placed, context| {
+            let (log, busy) = (Arc::clone(&log), Arc::clone(&busy));
+            async move {
+                assert!(
+                    busy.lock().insert(event.key.clone()),
+                    "two of {} at a time",
+                    event.key
+                );
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                busy.lock().remove(&event.key);
+                if event.key == "key-3" && event.number == 13 {
+                    return Err(HandlerError::dead_letter("thirteen"));
+                }
+                if event.number.is_multiple_of(7) && context.attempt() < 2 {
+                    Err("not yet")?;
+                }
+                log.lock().push((event.key, event.number));
+                Ok(())
+            }
+        })
+        .start()
+        .await
+        .unwrap();
+    consumer.ready().await;
+    consumer
+}
+
+fn assert_ordered(log: &Log) -> HashMap<String, u64> {
+    let mut last = HashMap::new();
+    for (key, number) in log.lock().iter() {
+        let before = last.insert(key.clone(), *number);
+        assert!(before < Some(*number), "{key}: {number} after {before:?}");
+    }
+    last
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_of_a_key_are_handled_in_order_although_some_fail() {
+    const KEYS: u64 = 20;
+    const EACH: u64 = 30;
+    let sandbox = sandbox().await;
+    let messaging = client(&sandbox, FAST).await;
+    let log = Log::default();
+    let _consumer = ordered(&messaging, &log).await;
+    for number in 0..EACH {
+        let events: Vec<_> = (0..KEYS).map(|key| event(key, number)).collect();
+        for receipt in messaging.publish_batch(&events).await {
+            receipt.unwrap();
+        }
+    }
+    eventually("all are handled", || async {
+        log.lock().len() as u64 == KEYS * EACH - 1
+    })
+    .await;
+    assert_ordered(&log);
+    let letters = messaging.dead_letters("ordered").list(10).await.unwrap();
+    assert_eq!(letters.len(), 1);
+    assert_eq!(letters[0].reason, DeadReason::Poison);
+    let raw = Raw::connect(&sandbox).await;
+    assert_eq!(raw.depth("orders.retry.20ms").await, Some(0));
+    messaging.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drained_replica_hands_an_ordered_queue_over_without_breaking_the_order() {
+    const KEYS: u64 = 10;
+    const EACH: u64 = 200;
+    let sandbox = sandbox().await;
+    let log = Log::default();
+    let first = client(&sandbox, FAST).await;
+    let second = client(&sandbox, FAST).await;
+    let leading = ordered(&first, &log).await;
+    ordered(&second, &log).await;
+    let publishing = tokio::spawn({
+        let publisher = client(&sandbox, FAST).await;
+        async move {
+            for number in 0..EACH {
+                let events: Vec<_> = (0..KEYS).map(|key| event(key, number)).collect();
+                for receipt in publisher.publish_batch(&events).await {
+                    receipt.unwrap();
+                }
+            }
+            publisher.close().await;
+        }
+    });
+    eventually("some are handled", || async {
+        log.lock().len() as u64 > KEYS * EACH / 4
+    })
+    .await;
+    let drained = leading.drain().await;
+    assert_eq!(drained.abandoned, 0);
+    publishing.await.unwrap();
+    eventually("all are handled", || async {
+        log.lock().len() as u64 == KEYS * EACH - 1
+    })
+    .await;
+    assert_ordered(&log);
+    println!(
+        "handled {}, handed back {}, out of order 0",
+        log.lock().len(),
+        drained.handed_back
+    );
+    first.close().await;
+    second.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_is_handled_together_and_a_bad_event_fails_alone() {
+    const EVENTS: u64 = 1_000;
+    let sandbox = sandbox().await;
+    let messaging = client(&sandbox, FAST).await;
+    let sizes: Arc<Mutex<Vec<usize>>> = Arc::default();
+    let handled: Arc<Mutex<HashSet<u64>>> = Arc::default();
+    let (noted, done) = (Arc::clone(&sizes), Arc::clone(&handled));
+    let consumer = messaging
+        .subscription("batched")
+        .batch_size(50)
+        .batch_wait(Duration::from_millis(50))
+        .on_batch(
+            "orders",
+            move |batch: Vec<maestro_messaging::Received<Placed>>| {
+                let (noted, done) = (Arc::clone(&noted), Arc::clone(&done));
+                async move {
+                    if batch.iter().any(|received| received.event.number == 500) {
+                        return Err(HandlerError::dead_letter("five hundred"));
+                    }
+                    noted.lock().push(batch.len());
+                    done.lock()
+                        .extend(batch.iter().map(|received| received.event.number));
+                    Ok(())
+                }
+            },
+        )
+        .start()
+        .await
+        .unwrap();
+    consumer.ready().await;
+    let events: Vec<_> = (0..EVENTS).map(|number| event(number, number)).collect();
+    for receipt in messaging.publish_batch(&events).await {
+        receipt.unwrap();
+    }
+    eventually("all but one are handled", || async {
+        handled.lock().len() as u64 == EVENTS - 1
+    })
+    .await;
+    let letters = messaging.dead_letters("batched");
+    eventually("the bad one is dead", || async {
+        letters.count().await.unwrap() == 1
+    })
+    .await;
+    assert!(sizes.lock().contains(&50), "{:?}", sizes.lock());
+    assert!(sizes.lock().iter().all(|size| *size <= 50));
+    let raw = Raw::connect(&sandbox).await;
+    eventually("the queue is empty", || async {
+        raw.depth("orders.batched").await == Some(0)
+    })
+    .await;
+    messaging.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_go_together_is_refused_at_the_start() {
+    let sandbox = sandbox().await;
+    let messaging = client(&sandbox, FAST).await;
+    let refused = [
+        messaging.subscription("nothing").start().await,
+        messaging
+            .subscription("Not a name")
+            .on("orders", |_: Placed, _| async { Ok(()) })
+            .start()
+            .await,
+        messaging
+            .subscription("twice")
+            .on("orders", |_: Placed, _| async { Ok(()) })
+            .on("orders", |_: Placed, _| async { Ok(()) })
+            .start()
+            .await,
+        messaging
+            .subscription("both")
+            .ordered()
+            .on_batch(
+                "orders",
+                |_: Vec<maestro_messaging::Received<Placed>>| async { Ok(()) },
+            )
+            .start()
+            .await,
+    ];
+    for result in refused {
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::Config);
+    }
+    messaging.close().await;
+}
