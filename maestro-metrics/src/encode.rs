@@ -1,12 +1,13 @@
 //! The exposition formats: Prometheus text 0.0.4 and OpenMetrics 1.0.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use crate::catalogue::{Description, Kind, Unit};
 use crate::cell::{Exemplar, Sample, Snapshot};
-use crate::family::Collect;
+use crate::family::{Collect, Labels, render};
 
 /// How metrics are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,7 @@ pub(crate) fn encode<'a>(
     format: Format,
     constant: &str,
     families: impl Iterator<Item = &'a Vec<Arc<dyn Collect>>>,
+    foreign: &[ForeignFamily],
     buffer: &mut Vec<u8>,
 ) {
     let mut writer = Writer {
@@ -43,9 +45,111 @@ pub(crate) fn encode<'a>(
     for collectors in families {
         writer.family(collectors);
     }
+    for family in foreign {
+        let heading = Heading::of_foreign(family);
+        writer.head(&heading);
+        for (labels, sample) in &family.series {
+            let labels = render(
+                labels.iter().map(|(name, _)| name.as_str()),
+                labels.iter().map(|(_, value)| value.as_str()),
+            );
+            writer.series(&heading, &labels, sample);
+        }
+    }
     if format == Format::OpenMetrics {
         writer.buffer.extend_from_slice(b"# EOF\n");
     }
+}
+
+/// A family that somebody else counts and describes.
+pub(crate) struct ForeignFamily {
+    pub(crate) name: String,
+    pub(crate) help: String,
+    pub(crate) kind: Kind,
+    pub(crate) bounds: Vec<f64>,
+    pub(crate) series: Vec<(Vec<(String, String)>, Sample)>,
+}
+
+/// Where foreign families come from.
+pub(crate) trait Foreign: Send + Sync {
+    fn gather(&self) -> Vec<ForeignFamily>;
+}
+
+/// A series that was merged from all that have its labels.
+pub(crate) struct Merged {
+    #[cfg_attr(
+        not(any(feature = "prometheus", feature = "push")),
+        expect(dead_code, reason = "the text formats copy what is rendered")
+    )]
+    pub(crate) values: Vec<Box<str>>,
+    pub(crate) rendered: Box<str>,
+    pub(crate) sample: Sample,
+}
+
+/// The series of everything that goes under one name: two registries can hold the same, and
+/// Prometheus must see it once.
+pub(crate) fn merge(collectors: &[Arc<dyn Collect>]) -> Vec<Merged> {
+    let mut merged: Vec<Merged> = Vec::new();
+    let mut index = HashMap::<Box<str>, usize>::new();
+    let kind = collectors.first().map(|first| first.description().kind);
+    for collector in collectors {
+        if Some(collector.description().kind) != kind {
+            continue;
+        }
+        collector.collect(&mut |labels: Labels<'_>, sample| {
+            if let Some(at) = index.get(labels.rendered) {
+                merged[*at].sample.merge(&sample);
+            } else {
+                index.insert(labels.rendered.into(), merged.len());
+                merged.push(Merged {
+                    values: labels.values.to_vec(),
+                    rendered: labels.rendered.into(),
+                    sample,
+                });
+            }
+        });
+    }
+    merged
+}
+
+/// What is written once for a family.
+struct Heading<'a> {
+    name: &'a str,
+    help: &'a str,
+    kind: Kind,
+    unit: Unit,
+    /// The `le` labels. `{:?}` writes 10 as `10.0`: the canonical form of OpenMetrics, and in both
+    /// formats the same, so that series do not change when the format is negotiated anew.
+    le: Vec<String>,
+}
+
+impl<'a> Heading<'a> {
+    fn of(description: &'a Description) -> Self {
+        Self {
+            name: description.name,
+            help: description.help,
+            kind: description.kind,
+            unit: description.unit,
+            le: le(description.buckets),
+        }
+    }
+
+    fn of_foreign(family: &'a ForeignFamily) -> Self {
+        Self {
+            name: &family.name,
+            help: &family.help,
+            kind: family.kind,
+            unit: Unit::None,
+            le: le(&family.bounds),
+        }
+    }
+}
+
+fn le(bounds: &[f64]) -> Vec<String> {
+    bounds
+        .iter()
+        .map(|bound| format!("le=\"{bound:?}\""))
+        .collect()
 }
 
 struct Writer<'a> {
@@ -60,51 +164,35 @@ impl Writer<'_> {
             return;
         };
         let description = *first.description();
-        let lines = Lines::new(&description);
+        let heading = Heading::of(&description);
         let mut headed = false;
         if let [one] = collectors {
             one.collect(&mut |labels, sample| {
                 if !std::mem::replace(&mut headed, true) {
-                    self.head(&description);
+                    self.head(&heading);
                 }
-                self.series(&description, &lines, labels, &sample);
+                self.series(&heading, labels.rendered, &sample);
             });
             return;
         }
-        // Two registries can hold the same series; Prometheus must see it once.
-        let mut merged: Vec<(Box<str>, Sample)> = Vec::new();
-        let mut index = std::collections::HashMap::<Box<str>, usize>::new();
-        for collector in collectors {
-            if collector.description().kind != description.kind {
-                continue;
+        for (i, series) in merge(collectors).iter().enumerate() {
+            if i == 0 {
+                self.head(&heading);
             }
-            collector.collect(&mut |labels, sample| {
-                if let Some(at) = index.get(labels) {
-                    merged[*at].1.merge(&sample);
-                } else {
-                    index.insert(labels.into(), merged.len());
-                    merged.push((labels.into(), sample));
-                }
-            });
-        }
-        if !merged.is_empty() {
-            self.head(&description);
-        }
-        for (labels, sample) in &merged {
-            self.series(&description, &lines, labels, sample);
+            self.series(&heading, &series.rendered, &series.sample);
         }
     }
 
-    fn head(&mut self, description: &Description) {
-        let name = match self.format {
-            Format::Text => description.name,
+    fn head(&mut self, heading: &Heading<'_>) {
+        let name = match (self.format, heading.kind) {
             // There, the family of a counter has the name without `_total`.
-            Format::OpenMetrics => base_name(description),
+            (Format::OpenMetrics, Kind::Counter) => base_name(heading.name),
+            _ => heading.name,
         };
         self.put("# HELP ");
         self.put(name);
         self.put(" ");
-        for c in description.help.chars() {
+        for c in heading.help.chars() {
             match c {
                 '\\' => self.put("\\\\"),
                 '\n' => self.put("\\n"),
@@ -115,45 +203,44 @@ impl Writer<'_> {
         self.put("\n# TYPE ");
         self.put(name);
         self.put(" ");
-        self.put(description.kind.as_str());
+        self.put(heading.kind.as_str());
         self.put("\n");
-        if self.format == Format::OpenMetrics && description.unit != Unit::None {
+        if self.format == Format::OpenMetrics && heading.unit != Unit::None {
             self.put("# UNIT ");
             self.put(name);
             self.put(" ");
-            self.put(description.unit.as_str());
+            self.put(heading.unit.as_str());
             self.put("\n");
         }
     }
 
-    fn series(&mut self, description: &Description, lines: &Lines, labels: &str, sample: &Sample) {
+    fn series(&mut self, heading: &Heading<'_>, labels: &str, sample: &Sample) {
+        // OpenMetrics knows no counter without the suffix; ours all have it.
+        let suffix = match (self.format, heading.kind) {
+            (Format::OpenMetrics, Kind::Counter) if !heading.name.ends_with(TOTAL) => TOTAL,
+            _ => "",
+        };
         match sample {
             Sample::Integer(value) => {
-                self.name(description.name, "", labels, "");
+                self.name(heading.name, suffix, labels, "");
                 self.integer(*value);
                 self.put("\n");
             }
             Sample::Number(value) => {
-                self.name(description.name, "", labels, "");
+                self.name(heading.name, suffix, labels, "");
                 self.number(*value);
                 self.put("\n");
             }
-            Sample::Histogram(snapshot) => self.histogram(description, lines, labels, snapshot),
+            Sample::Histogram(snapshot) => self.histogram(heading, labels, snapshot),
         }
     }
 
-    fn histogram(
-        &mut self,
-        description: &Description,
-        lines: &Lines,
-        labels: &str,
-        snapshot: &Snapshot,
-    ) {
+    fn histogram(&mut self, heading: &Heading<'_>, labels: &str, snapshot: &Snapshot) {
         let mut cumulative = 0;
         for (bucket, count) in snapshot.buckets.iter().enumerate() {
             cumulative += count;
-            let le = lines.le.get(bucket).map_or("le=\"+Inf\"", |le| le);
-            self.name(description.name, "_bucket", labels, le);
+            let le = heading.le.get(bucket).map_or("le=\"+Inf\"", |le| le);
+            self.name(heading.name, "_bucket", labels, le);
             self.integer(cumulative);
             if self.format == Format::OpenMetrics
                 && let Some(Some(exemplar)) = snapshot.exemplars.get(bucket)
@@ -162,10 +249,10 @@ impl Writer<'_> {
             }
             self.put("\n");
         }
-        self.name(description.name, "_sum", labels, "");
+        self.name(heading.name, "_sum", labels, "");
         self.number(snapshot.sum);
         self.put("\n");
-        self.name(description.name, "_count", labels, "");
+        self.name(heading.name, "_count", labels, "");
         self.integer(cumulative);
         self.put("\n");
     }
@@ -212,7 +299,7 @@ impl Writer<'_> {
         loop {
             at -= 1;
             // One decimal digit fits a byte.
-            digits[at] = b'0' + (value % 10) as u8;
+            digits[at] = b'0' + (value % 10).to_le_bytes()[0];
             value /= 10;
             if value == 0 {
                 break;
@@ -233,31 +320,8 @@ impl Writer<'_> {
     }
 }
 
-/// The `le` labels of a family, written once.
-struct Lines {
-    le: Vec<String>,
-}
+const TOTAL: &str = "_total";
 
-impl Lines {
-    fn new(description: &Description) -> Self {
-        Self {
-            // `{:?}` writes 10 as `10.0`: the canonical form of OpenMetrics, and in both formats the
-            // same, so that series do not change when the format is negotiated anew.
-            le: description
-                .buckets
-                .iter()
-                .map(|bound| format!("le=\"{bound:?}\""))
-                .collect(),
-        }
-    }
-}
-
-fn base_name(description: &Description) -> &'static str {
-    match description.kind {
-        Kind::Counter => description
-            .name
-            .strip_suffix("_total")
-            .unwrap_or(description.name),
-        _ => description.name,
-    }
+pub(crate) fn base_name(name: &str) -> &str {
+    name.strip_suffix(TOTAL).unwrap_or(name)
 }

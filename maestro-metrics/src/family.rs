@@ -159,7 +159,7 @@ impl<K: Handle> Table<K> {
         Arc::make_mut(&mut self.series).push(Arc::new(Series {
             hash,
             values: values.iter().map(|value| Box::from(*value)).collect(),
-            rendered: render(description.labels, values).into(),
+            rendered: render(description.labels.iter().copied(), values.iter().copied()).into(),
             handle: handle.clone(),
         }));
         let Self { index, series, .. } = self;
@@ -171,8 +171,15 @@ impl<K: Handle> Table<K> {
 /// What the registry needs of a family, whatever its handle.
 pub(crate) trait Collect: Send + Sync {
     fn description(&self) -> &Description;
-    /// Calls `each` with the rendered labels and the value of every series.
-    fn collect(&self, each: &mut dyn FnMut(&str, Sample));
+    /// Calls `each` with the labels and the value of every series.
+    fn collect(&self, each: &mut dyn FnMut(Labels<'_>, Sample));
+}
+
+/// The label values of a series, as they are and as they are written.
+#[derive(Clone, Copy)]
+pub(crate) struct Labels<'a> {
+    pub(crate) values: &'a [Box<str>],
+    pub(crate) rendered: &'a str,
 }
 
 impl<K: Handle, const N: usize> Collect for Family<K, N> {
@@ -180,10 +187,14 @@ impl<K: Handle, const N: usize> Collect for Family<K, N> {
         &self.inner.description
     }
 
-    fn collect(&self, each: &mut dyn FnMut(&str, Sample)) {
+    fn collect(&self, each: &mut dyn FnMut(Labels<'_>, Sample)) {
         let series = Arc::clone(&self.inner.table.read().series);
         for series in &*series {
-            each(&series.rendered, series.handle.sample());
+            let labels = Labels {
+                values: &series.values,
+                rendered: &series.rendered,
+            };
+            each(labels, series.handle.sample());
         }
     }
 }
@@ -221,8 +232,8 @@ fn widest_label<K>(series: &[Arc<Series<K>>], labels: usize) -> usize {
 
 /// `a="1",b="2"` with backslash, quote and line feed escaped.
 pub(crate) fn render<'a>(
-    labels: impl IntoIterator<Item = &'a &'a str>,
-    values: impl IntoIterator<Item = &'a &'a str>,
+    labels: impl IntoIterator<Item = &'a str>,
+    values: impl IntoIterator<Item = &'a str>,
 ) -> String {
     let mut text = String::new();
     for (label, value) in labels.into_iter().zip(values) {
@@ -251,9 +262,13 @@ pub(crate) struct Observed {
 }
 
 struct Source {
-    rendered: Box<str>,
-    read: Arc<dyn Fn() -> Option<f64> + Send + Sync>,
+    values: Values,
+    rendered: Arc<str>,
+    read: Read,
 }
+
+type Values = Arc<[Box<str>]>;
+pub(crate) type Read = Arc<dyn Fn() -> Option<f64> + Send + Sync>;
 
 impl Observed {
     pub(crate) fn new(description: Description) -> Self {
@@ -263,9 +278,14 @@ impl Observed {
         }
     }
 
-    pub(crate) fn add(&self, values: &[&str], read: Arc<dyn Fn() -> Option<f64> + Send + Sync>) {
+    pub(crate) fn add(&self, values: &[&str], read: Read) {
         self.sources.write().push(Source {
-            rendered: render(self.description.labels, values).into(),
+            values: values.iter().map(|value| Box::from(*value)).collect(),
+            rendered: render(
+                self.description.labels.iter().copied(),
+                values.iter().copied(),
+            )
+            .into(),
             read,
         });
     }
@@ -276,32 +296,42 @@ impl Collect for Observed {
         &self.description
     }
 
-    fn collect(&self, each: &mut dyn FnMut(&str, Sample)) {
+    fn collect(&self, each: &mut dyn FnMut(Labels<'_>, Sample)) {
         // Sources run without the lock, so that one may create another.
-        let sources: Vec<_> = self
-            .sources
-            .read()
-            .iter()
-            .map(|source| (source.rendered.clone(), Arc::clone(&source.read)))
-            .collect();
-        let mut gone = false;
-        let mut merged: Vec<(Box<str>, f64)> = Vec::with_capacity(sources.len());
-        for (rendered, read) in sources {
+        let sources: Vec<_> = {
+            let sources = self.sources.read();
+            let parts = sources.iter().map(|source| {
+                let Source {
+                    values,
+                    rendered,
+                    read,
+                } = source;
+                (Arc::clone(values), Arc::clone(rendered), Arc::clone(read))
+            });
+            parts.collect()
+        };
+        let mut gone: Vec<Read> = Vec::new();
+        let mut merged: Vec<(Values, Arc<str>, f64)> = Vec::with_capacity(sources.len());
+        for (values, rendered, read) in sources {
             match read() {
-                Some(value) => match merged.iter_mut().find(|(labels, _)| *labels == rendered) {
-                    Some((_, sum)) => *sum += value,
-                    None => merged.push((rendered, value)),
+                Some(value) => match merged.iter_mut().find(|(_, labels, _)| *labels == rendered) {
+                    Some((_, _, sum)) => *sum += value,
+                    None => merged.push((values, rendered, value)),
                 },
-                None => gone = true,
+                None => gone.push(read),
             }
         }
-        if gone {
+        if !gone.is_empty() {
             self.sources
                 .write()
-                .retain(|source| (source.read)().is_some());
+                .retain(|source| !gone.iter().any(|read| Arc::ptr_eq(read, &source.read)));
         }
-        for (rendered, value) in merged {
-            each(&rendered, Sample::Number(value));
+        for (values, rendered, value) in merged {
+            let labels = Labels {
+                values: &values,
+                rendered: &rendered,
+            };
+            each(labels, Sample::Number(value));
         }
     }
 }

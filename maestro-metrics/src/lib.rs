@@ -58,11 +58,12 @@
 
 mod catalogue;
 mod cell;
+mod config;
 mod context;
 pub mod docs;
 mod drain;
 mod encode;
-#[cfg(any(feature = "http", feature = "otlp"))]
+#[cfg(any(feature = "http", feature = "otlp", feature = "push"))]
 mod error;
 mod family;
 mod guard;
@@ -76,7 +77,13 @@ mod otlp;
 #[cfg(feature = "http")]
 mod outbound;
 mod process;
+#[cfg(feature = "prometheus")]
+mod prometheus;
 mod propagation;
+#[cfg(any(feature = "otlp", feature = "push"))]
+mod protobuf;
+#[cfg(feature = "push")]
+mod push;
 mod registry;
 #[cfg(feature = "otlp")]
 mod span;
@@ -91,12 +98,13 @@ pub use catalogue::{
     Catalogue, DEFAULT_SERIES_LIMIT, DURATION_BUCKETS, Description, FAST_DURATION_BUCKETS, Kind,
     Metric, SEMANTIC_CONVENTIONS, SIZE_BUCKETS, Stability, Top, Unit,
 };
+pub use config::MetricsConfig;
 pub use context::{
     BAGGAGE, CORRELATION_ID, Context, CorrelationId, TENANT_ID, TRACEPARENT, TRACESTATE,
 };
 pub use drain::{DrainPhase, DrainStep, Drained, Leftover};
 pub use encode::Format;
-#[cfg(any(feature = "http", feature = "otlp"))]
+#[cfg(any(feature = "http", feature = "otlp", feature = "push"))]
 pub use error::{Error, ErrorKind};
 pub use family::{Family, OVERFLOW, Observable};
 pub use handle::{Counter, Gauge, Handle, Histogram, Tracked};
@@ -113,6 +121,8 @@ pub use otlp::Endpoint;
 pub use outbound::{ClientLayer, ClientService, Repeatable};
 pub use process::{observe_process, observe_runtime};
 pub use propagation::{SpanId, TraceContext, TraceId};
+#[cfg(feature = "push")]
+pub use push::Pusher;
 pub use registry::Registry;
 #[cfg(feature = "otlp")]
 pub use telemetry::{

@@ -3,7 +3,6 @@
 
 mod endpoint;
 mod exporter;
-mod protobuf;
 mod queue;
 mod request;
 mod transport;

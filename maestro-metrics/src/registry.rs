@@ -9,8 +9,9 @@ use maestro_config::Identity;
 use parking_lot::RwLock;
 
 use crate::catalogue::{Description, Metric};
-use crate::encode::{self, Format};
-use crate::family::{Collect, Family, Observable, Observed, render};
+use crate::cell::Sample;
+use crate::encode::{self, Foreign, ForeignFamily, Format};
+use crate::family::{Collect, Family, Labels, Observable, Observed, render};
 use crate::handle::{Counter, Handle};
 use crate::metrics::{CONFLICTS, OVERFLOWS};
 
@@ -24,11 +25,16 @@ pub struct Registry {
     inner: Arc<Inner>,
 }
 
+/// What goes under each name.
+type Families = BTreeMap<&'static str, Vec<Arc<dyn Collect>>>;
+
 struct Inner {
-    /// Rendered labels of every series.
-    constant: Box<str>,
+    /// Labels of every series, and as they are written.
+    constant: Vec<(&'static str, String)>,
+    rendered: Box<str>,
     families: RwLock<BTreeMap<&'static str, Entry>>,
     joined: RwLock<Vec<Registry>>,
+    foreign: RwLock<Vec<Arc<dyn Foreign>>>,
     overflows: Family<Counter, 2>,
 }
 
@@ -42,28 +48,31 @@ impl Registry {
     /// The registry of a service: its labels `service`, `team` and `environment` are on every
     /// series (scrape it with `honor_labels: true`).
     pub fn new(identity: &Identity) -> Self {
-        Self::with_constant(&render(
-            &["service", "team", "environment"],
-            &[
-                identity.service().as_str(),
-                identity.team(),
-                identity.deployment().as_str(),
-            ],
-        ))
+        Self::with_constant(vec![
+            ("service", identity.service().as_str().to_owned()),
+            ("team", identity.team().to_owned()),
+            ("environment", identity.deployment().as_str().to_owned()),
+        ])
     }
 
     /// A registry without constant labels: for tests, and for a client that is given none.
     pub fn detached() -> Self {
-        Self::with_constant("")
+        Self::with_constant(Vec::new())
     }
 
-    fn with_constant(constant: &str) -> Self {
+    fn with_constant(labels: Vec<(&'static str, String)>) -> Self {
         let overflows = Family::new(OVERFLOWS.describe(), None);
         let registry = Self {
             inner: Arc::new(Inner {
-                constant: constant.into(),
+                rendered: render(
+                    labels.iter().map(|(name, _)| *name),
+                    labels.iter().map(|(_, value)| value.as_str()),
+                )
+                .into(),
+                constant: labels,
                 families: RwLock::new(BTreeMap::new()),
                 joined: RwLock::new(Vec::new()),
+                foreign: RwLock::new(Vec::new()),
                 overflows: overflows.clone(),
             }),
         };
@@ -139,9 +148,14 @@ impl Registry {
     /// Writes all metrics in an exposition format to the end of `buffer`. Takes a moment for
     /// thousands of series: call it off the async threads.
     pub fn encode(&self, format: Format, buffer: &mut Vec<u8>) {
-        let mut families = BTreeMap::new();
-        self.gather(&mut families, &mut Vec::new());
-        encode::encode(format, &self.inner.constant, families.values(), buffer);
+        let (families, foreign) = self.everything();
+        encode::encode(
+            format,
+            &self.inner.rendered,
+            families.values(),
+            &foreign,
+            buffer,
+        );
     }
 
     /// All metrics as text, for tests and for reading.
@@ -151,17 +165,44 @@ impl Registry {
         String::from_utf8(buffer).unwrap_or_default()
     }
 
-    fn gather(
-        &self,
-        into: &mut BTreeMap<&'static str, Vec<Arc<dyn Collect>>>,
-        seen: &mut Vec<*const Inner>,
-    ) {
+    /// What is exposed under each name, and what others count. Where both have a name, ours is kept,
+    /// and of two others the first.
+    pub(crate) fn everything(&self) -> (Families, Vec<ForeignFamily>) {
+        let mut families = BTreeMap::new();
+        let mut seen = Vec::new();
+        self.gather(&mut families, &mut seen);
+        let sources: Vec<_> = seen
+            .iter()
+            .flat_map(|inner| inner.foreign.read().clone())
+            .collect();
+        let mut foreign: Vec<ForeignFamily> = Vec::new();
+        for family in sources.iter().flat_map(|source| source.gather()) {
+            let taken = families.contains_key(family.name.as_str())
+                || foreign.iter().any(|other| other.name == family.name);
+            if !taken {
+                foreign.push(family);
+            }
+        }
+        (families, foreign)
+    }
+
+    /// Labels of every series.
+    #[cfg(any(feature = "prometheus", feature = "push"))]
+    pub(crate) fn constant(&self) -> &[(&'static str, String)] {
+        &self.inner.constant
+    }
+
+    #[cfg(feature = "prometheus")]
+    pub(crate) fn add_foreign(&self, foreign: Arc<dyn Foreign>) {
+        self.inner.foreign.write().push(foreign);
+    }
+
+    fn gather(&self, into: &mut Families, seen: &mut Vec<Arc<Inner>>) {
         // Registries may join each other in a ring; each counts once.
-        let me = Arc::as_ptr(&self.inner);
-        if seen.contains(&me) {
+        if seen.iter().any(|there| Arc::ptr_eq(there, &self.inner)) {
             return;
         }
-        seen.push(me);
+        seen.push(Arc::clone(&self.inner));
         for (name, entry) in &*self.inner.families.read() {
             into.entry(name)
                 .or_default()
@@ -222,7 +263,7 @@ impl Collect for SharedObserved {
         self.0.description()
     }
 
-    fn collect(&self, each: &mut dyn FnMut(&str, crate::cell::Sample)) {
+    fn collect(&self, each: &mut dyn FnMut(Labels<'_>, Sample)) {
         self.0.collect(each);
     }
 }

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use maestro_config::Identity;
 
-use super::protobuf::{self, Field, member};
+use crate::protobuf::{self, Field, member};
 use crate::span::{SpanEvent, SpanRecord, Value};
 
 /// Who sends the spans, encoded once.

@@ -9,6 +9,7 @@
 )]
 
 mod cardinality;
+mod catalogue;
 mod collector;
 mod faults;
 mod health;

@@ -9,7 +9,11 @@ use axum::body::Body;
 use axum::http::Request;
 use axum::routing::get;
 use http_body_util::BodyExt;
-use maestro_metrics::{HealthRegistry, Operations, observe_process, observe_runtime};
+use maestro_config::Secret;
+use maestro_metrics::{
+    ErrorKind, HealthRegistry, Histogram, Metric, Operations, Pusher, observe_process,
+    observe_runtime,
+};
 use tokio::net::TcpListener;
 use tower::ServiceExt;
 
@@ -25,6 +29,10 @@ struct Prometheus {
 
 impl Prometheus {
     fn scraping(target: std::net::SocketAddr) -> Self {
+        Self::start(&format!("['{target}']"), &[])
+    }
+
+    fn start(targets: &str, more: &[&str]) -> Self {
         let port = std::net::TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
@@ -34,7 +42,7 @@ impl Prometheus {
         let config = folder.path().join("prometheus.yml");
         let text = format!(
             "global:\n  scrape_interval: 1s\nscrape_configs:\n- job_name: maestro\n  \
-             honor_labels: true\n  static_configs:\n  - targets: ['{target}']\n"
+             honor_labels: true\n  static_configs:\n  - targets: {targets}\n"
         );
         std::fs::write(&config, text).unwrap();
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
@@ -47,6 +55,7 @@ impl Prometheus {
             .arg(format!("--web.listen-address=127.0.0.1:{port}"))
             .arg("--enable-feature=exemplar-storage")
             .arg("--log.level=debug")
+            .args(more)
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
@@ -58,12 +67,35 @@ impl Prometheus {
         }
     }
 
+    async fn until_ready(&self) {
+        self.until("/api/v1/status/runtimeinfo", |answer| {
+            answer["status"] == "success"
+        })
+        .await;
+        let deadline = Instant::now() + Duration::from_mins(1);
+        while get_text(&format!("{}/-/ready", self.url))
+            .await
+            .is_none_or(|said| !said.contains("is Ready"))
+        {
+            assert!(Instant::now() < deadline, "{}", self.log());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
     fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap()
     }
 
+    fn complaints(&self) -> Vec<String> {
+        self.log()
+            .lines()
+            .filter(|line| line.contains("level=warn") || line.contains("level=error"))
+            .map(str::to_owned)
+            .collect()
+    }
+
     async fn ask(&self, path: &str) -> Option<serde_json::Value> {
-        let body = reqwest_get(&format!("{}{path}", self.url)).await?;
+        let body = get_text(&format!("{}{path}", self.url)).await?;
         serde_json::from_str(&body).ok()
     }
 
@@ -95,7 +127,7 @@ impl Drop for Prometheus {
 }
 
 /// One GET over HTTP/1.1.
-async fn reqwest_get(url: &str) -> Option<String> {
+async fn get_text(url: &str) -> Option<String> {
     let address = url.strip_prefix("http://")?.split('/').next()?.to_owned();
     let stream = tokio::net::TcpStream::connect(&address).await.ok()?;
     let io = hyper_util::rt::TokioIo::new(stream);
@@ -175,11 +207,7 @@ async fn a_real_prometheus_scrapes_without_a_warning_and_keeps_exemplars() {
         (&meta["type"], &meta["unit"]),
         (&"histogram".into(), &"seconds".into())
     );
-    let log = prometheus.log();
-    let complaints: Vec<_> = log
-        .lines()
-        .filter(|line| line.contains("level=warn") || line.contains("level=error"))
-        .collect();
+    let complaints = prometheus.complaints();
     assert!(complaints.is_empty(), "{complaints:?}");
     serving.abort();
 }
@@ -206,4 +234,110 @@ async fn promtool_finds_nothing_to_say() {
     let output = check.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && said.is_empty(), "{said}");
+}
+
+#[tokio::test]
+async fn the_text_format_is_scraped_without_a_warning_too() {
+    let service = Service::start(&[]);
+    let app = app(&service);
+    let request = Request::get("/orders/1").body(Body::empty()).unwrap();
+    app.clone().oneshot(request).await.unwrap();
+    // Who asks for nothing gets text; this Prometheus always asks.
+    let app = app.layer(axum::middleware::map_request(
+        |mut request: Request<Body>| async move {
+            request.headers_mut().remove("accept");
+            request
+        },
+    ));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = listener.local_addr().unwrap();
+    let serving = tokio::spawn(async move { axum::serve(listener, app).await });
+    let prometheus = Prometheus::scraping(target);
+    let query = "/api/v1/query?query=maestro_build_info";
+    let answer = prometheus
+        .until(query, |answer| {
+            answer["data"]["result"]
+                .as_array()
+                .is_some_and(|all| !all.is_empty())
+        })
+        .await;
+    assert_eq!(answer["data"]["result"][0]["metric"]["version"], "1.2.3");
+    let complaints = prometheus.complaints();
+    assert!(complaints.is_empty(), "{complaints:?}");
+    serving.abort();
+}
+
+const PUSHED: Metric<Histogram, 1> =
+    Metric::seconds("job_step_duration_seconds", "Steps.").labels(["step"]);
+
+#[tokio::test]
+async fn a_job_pushes_what_it_measured() {
+    let service = Service::start(&[]);
+    let steps = service.registry.family(&PUSHED);
+    for _ in 0..3 {
+        steps.with(["load"]).observe(0.3);
+    }
+    let prometheus = Prometheus::start("[]", &["--web.enable-remote-write-receiver"]);
+    prometheus.until_ready().await;
+    let endpoint = Secret::new(prometheus.url.clone());
+    let pusher = Pusher::new(&endpoint, &service.identity, &service.registry).unwrap();
+    pusher
+        .push(Instant::now() + Duration::from_secs(20))
+        .await
+        .unwrap();
+    let query = "/api/v1/query?query=job_step_duration_seconds_count";
+    let answer = prometheus
+        .until(query, |answer| {
+            answer["data"]["result"]
+                .as_array()
+                .is_some_and(|all| !all.is_empty())
+        })
+        .await;
+    let result = &answer["data"]["result"][0];
+    assert_eq!(result["value"][1], "3");
+    for (label, value) in [
+        ("job", "quality-fabric"),
+        ("instance", "qf-1"),
+        ("service", "quality-fabric"),
+        ("step", "load"),
+    ] {
+        assert_eq!(result["metric"][label], value, "{label}");
+    }
+    let complaints = prometheus.complaints();
+    assert!(complaints.is_empty(), "{complaints:?}");
+}
+
+#[tokio::test]
+async fn a_prometheus_that_takes_no_pushes_is_named_with_the_fix() {
+    let service = Service::start(&[]);
+    let prometheus = Prometheus::start("[]", &[]);
+    prometheus.until_ready().await;
+    let url = prometheus.url.replace("http://", "http://user:canary@");
+    let pusher = Pusher::new(&Secret::new(url), &service.identity, &service.registry).unwrap();
+    let error = pusher
+        .push(Instant::now() + Duration::from_secs(20))
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Rejected);
+    let said = format!("{error} {error:?} {pusher:?}");
+    assert!(
+        said.contains("--web.enable-remote-write-receiver"),
+        "{said}"
+    );
+    assert!(!said.contains("canary"), "{said}");
+}
+
+#[tokio::test]
+async fn a_push_ends_by_its_deadline_when_nobody_answers() {
+    let service = Service::start(&[]);
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = Secret::new(format!("http://{}", silent.local_addr().unwrap()));
+    let pusher = Pusher::new(&endpoint, &service.identity, &service.registry).unwrap();
+    let start = Instant::now();
+    let error = pusher
+        .push(start + Duration::from_millis(500))
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert!(start.elapsed() < Duration::from_secs(5));
 }

@@ -21,6 +21,7 @@ pub(crate) fn integer(buffer: &mut Vec<u8>, field: u32, value: u64) {
     }
 }
 
+#[cfg(feature = "otlp")]
 /// Eight bytes; 0 is the default and is left out.
 pub(crate) fn fixed64(buffer: &mut Vec<u8>, field: u32, value: u64) {
     if value != 0 {
@@ -29,6 +30,7 @@ pub(crate) fn fixed64(buffer: &mut Vec<u8>, field: u32, value: u64) {
     }
 }
 
+#[cfg(feature = "otlp")]
 /// Four bytes; 0 is the default and is left out.
 pub(crate) fn fixed32(buffer: &mut Vec<u8>, field: u32, value: u32) {
     if value != 0 {
@@ -78,6 +80,7 @@ pub(crate) fn message(buffer: &mut Vec<u8>, field: u32, write: impl FnOnce(&mut 
     buffer[start..].rotate_right(length);
 }
 
+#[cfg(feature = "otlp")]
 /// A field of a message that was received.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Field<'a> {
@@ -86,6 +89,7 @@ pub(crate) enum Field<'a> {
     Fixed,
 }
 
+#[cfg(feature = "otlp")]
 /// Reads the fields of a message; ends at the first that is malformed.
 pub(crate) fn fields(mut bytes: &[u8]) -> impl Iterator<Item = (u32, Field<'_>)> {
     std::iter::from_fn(move || {
@@ -113,6 +117,7 @@ pub(crate) fn fields(mut bytes: &[u8]) -> impl Iterator<Item = (u32, Field<'_>)>
     })
 }
 
+#[cfg(feature = "otlp")]
 fn read_varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut value = 0;
     for shift in (0..64).step_by(7) {
@@ -126,7 +131,7 @@ fn read_varint(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "otlp"))]
 mod tests {
     use proptest::prelude::*;
 
