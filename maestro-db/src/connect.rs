@@ -139,6 +139,13 @@ impl Connector {
         &self.rules
     }
 
+    /// The options with the password of this moment, for a library that connects by itself.
+    pub(crate) fn into_options(self) -> PgConnectOptions {
+        let password = self.password.current();
+        self.options
+            .password(password.as_ref().map_or("", |password| password.expose()))
+    }
+
     pub(crate) fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }

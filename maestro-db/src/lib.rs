@@ -40,6 +40,7 @@ mod builder;
 mod client;
 mod config;
 mod connect;
+mod direct;
 mod error;
 mod executor;
 mod health;

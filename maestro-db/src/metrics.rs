@@ -26,7 +26,7 @@ const OPERATION_DURATION: Metric<Histogram, 8> = Metric::seconds(
 const POOL: &str = "db_client_connection_pool_name";
 
 const CONNECTIONS: Metric<Gauge, 2> = Metric::gauge(
-    "db_client_connection_count",
+    "db_client_connections",
     "Open connections, by state: idle or used.",
 )
 .labels([POOL, "db_client_connection_state"])

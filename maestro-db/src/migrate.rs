@@ -170,6 +170,12 @@ impl Db {
     }
 }
 
+impl Db {
+    pub(crate) async fn open_migration_session(&self) -> Result<PgConnection, Error> {
+        Ok(Session::open(self, Instant::now() + WAIT).await?.connection)
+    }
+}
+
 /// The connection of one run. Closing it releases the lock.
 struct Session {
     connection: PgConnection,

@@ -236,7 +236,7 @@ async fn pools_statements_and_failures_are_measured() {
         db.config().database()
     );
     for expected in [
-        format!("db_client_connection_count{{{pool},db_client_connection_state=\"used\"}} 1"),
+        format!("db_client_connections{{{pool},db_client_connection_state=\"used\"}} 1"),
         format!("db_client_connection_max{{{pool}}} 10"),
         "db_operation_name=\"SELECT\",db_collection_name=\"pg_class\",db_response_status_code=\"\",error_type=\"\"".to_owned(),
         "db_response_status_code=\"22012\",error_type=\"rejected\"".to_owned(),

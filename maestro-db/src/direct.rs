@@ -1,0 +1,34 @@
+//! Connections past the pool, for what belongs to no statement of the service.
+
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+
+use crate::client::Db;
+use crate::connect::{Connector, Purpose};
+use crate::error::Error;
+
+impl Db {
+    /// Options of a connection to the server itself (`MAESTRO_POSTGRES_DIRECT_URL`), past a pooler:
+    /// for LISTEN and other session features of a library that opens its own connection, such as the
+    /// outbox's relay. They hold the password of this moment.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) when the environment holds `PG*` variables
+    /// that would change the connection.
+    pub fn direct_options(&self) -> Result<PgConnectOptions, Error> {
+        let config = self.config();
+        let password = self.inner().password.clone();
+        Ok(Connector::new(config, &config.direct, Purpose::Direct, password)?.into_options())
+    }
+
+    /// A connection of the migrating role that acts as the database's owner, for the tables of a
+    /// library. Close it when done; it does not belong to the pool.
+    ///
+    /// # Errors
+    /// As [`migrate`](Self::migrate), while it waits for the server.
+    ///
+    /// # Cancellation
+    /// Dropping the future closes the connection.
+    pub async fn migration_connection(&self) -> Result<PgConnection, Error> {
+        self.open_migration_session().await
+    }
+}
