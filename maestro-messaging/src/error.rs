@@ -97,6 +97,23 @@ impl Error {
         )
     }
 
+    /// The database's own error, where that is the cause ([`ErrorKind::Database`]); else itself.
+    #[cfg(feature = "outbox")]
+    pub fn into_database_error(mut self) -> Result<sqlx::Error, Self> {
+        match self
+            .source
+            .take()
+            .map(<dyn StdError + Send + Sync>::downcast::<sqlx::Error>)
+        {
+            Some(Ok(error)) => Ok(*error),
+            Some(Err(source)) => Err(Self {
+                source: Some(source),
+                ..self
+            }),
+            None => Err(self),
+        }
+    }
+
     /// True if the broker may have stored the message although the call failed.
     pub fn may_be_stored(&self) -> bool {
         matches!(self.kind, ErrorKind::Unconfirmed | ErrorKind::Rejected)

@@ -34,14 +34,17 @@ impl Messaging {
                     Connectivity::Up => {}
                 }
                 for consumer in inner.consumers() {
-                    if let ConsumerState::Interrupted(reason) | ConsumerState::Degraded(reason) =
-                        consumer.state()
-                    {
-                        return HealthStatus::degraded(format!(
-                            "consumer of `{}`: {reason}",
-                            consumer.queue()
-                        ));
-                    }
+                    // What is published before a queue is bound does not reach it: a consumer that
+                    // is still starting is no healthy one.
+                    let reason = match consumer.state() {
+                        ConsumerState::Consuming | ConsumerState::Stopped => continue,
+                        ConsumerState::Starting => "it does not consume yet".to_owned(),
+                        ConsumerState::Interrupted(reason) | ConsumerState::Degraded(reason) => {
+                            reason
+                        }
+                    };
+                    let queue = consumer.queue();
+                    return HealthStatus::degraded(format!("consumer of `{queue}`: {reason}"));
                 }
                 HealthStatus::healthy()
             }
