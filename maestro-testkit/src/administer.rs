@@ -27,6 +27,9 @@ pub(crate) struct Administrator {
     postgres_removing: Mutex<Option<wire::postgres::Client>>,
     redis: Mutex<Option<wire::redis::Client>>,
     redis_server: OnceCell<redis::Server>,
+    /// Users made on Redis, which keeps them in memory alone: a server that was killed comes back
+    /// without them.
+    redis_users: Mutex<Vec<Vec<String>>>,
     rabbitmq: Mutex<Option<wire::http::Client>>,
 }
 
@@ -40,6 +43,7 @@ impl Administrator {
             postgres_removing: Mutex::new(None),
             redis: Mutex::new(None),
             redis_server: OnceCell::new(),
+            redis_users: Mutex::default(),
             rabbitmq: Mutex::new(None),
         }
     }
@@ -62,10 +66,21 @@ impl Administrator {
             Service::Redis => {
                 let server = self.redis_server().await?;
                 let user = redis::service_user(resources, server);
-                self.redis(&user.set_user()).await
+                let command = user.set_user();
+                self.redis(&command).await?;
+                self.redis_users.lock().await.push(command);
+                Ok(())
             }
             Service::Rabbitmq => self.requests(&rabbitmq::service_requests(resources)).await,
         }
+    }
+
+    /// Makes the users again that a restart has lost; the platform's own Redis has them in a file.
+    pub(crate) async fn restore_users(&self) -> Result<(), Error> {
+        for command in self.redis_users.lock().await.iter() {
+            self.redis(command).await?;
+        }
+        Ok(())
     }
 
     /// Removes a service's place from this server (`database` is its number in Redis); what is not

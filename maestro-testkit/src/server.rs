@@ -86,7 +86,7 @@ impl Server {
             } = &member.running;
             control.start().await?;
             await_ready(*service, address, READY, control.ended()).await?;
-            Ok(())
+            member.administrator.restore_users().await
         })
         .await
     }
