@@ -15,6 +15,8 @@ use crate::client::db::migrate;
 use crate::client::sealed::Sealed;
 use crate::error::{Error, ErrorKind};
 use crate::launch::Launcher;
+#[cfg(all(feature = "db", feature = "messaging"))]
+use crate::relay;
 use crate::service::{Core, Service};
 use crate::settings::ServiceConfig;
 
@@ -132,6 +134,11 @@ impl<D: Client, C: Client, M: Client> ServiceBuilder<D, C, M> {
         if let (Some(db), Some(migrations)) = (db.as_db(), self.migrations) {
             let db = db.clone();
             launcher.add(Box::new(move || Box::pin(migrate(db, migrations))));
+        }
+        #[cfg(all(feature = "db", feature = "messaging"))]
+        if let (Some(db), Some(messaging)) = (db.as_db(), messaging.as_messaging()) {
+            let (db, messaging) = (db.clone(), messaging.clone());
+            launcher.add(Box::new(move || Box::pin(relay::start(db, messaging))));
         }
         let core = Core {
             identity,

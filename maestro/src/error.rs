@@ -92,6 +92,39 @@ impl StdError for Error {
     }
 }
 
+#[cfg(feature = "db")]
+impl From<maestro_db::Error> for Error {
+    fn from(error: maestro_db::Error) -> Self {
+        Self::new(
+            ErrorKind::Start,
+            "the service's use of PostgreSQL cannot be set up",
+        )
+        .caused_by(error)
+    }
+}
+
+#[cfg(feature = "cache")]
+impl From<maestro_cache::Error> for Error {
+    fn from(error: maestro_cache::Error) -> Self {
+        Self::new(
+            ErrorKind::Start,
+            "the service's use of Redis cannot be set up",
+        )
+        .caused_by(error)
+    }
+}
+
+#[cfg(feature = "messaging")]
+impl From<maestro_messaging::Error> for Error {
+    fn from(error: maestro_messaging::Error) -> Self {
+        Self::new(
+            ErrorKind::Start,
+            "the service's use of RabbitMQ cannot be set up",
+        )
+        .caused_by(error)
+    }
+}
+
 impl From<ConfigError> for Error {
     fn from(error: ConfigError) -> Self {
         // The report is the message: as a cause it would be printed twice or not at all.

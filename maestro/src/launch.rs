@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use maestro_metrics::{DrainStep, HealthRegistry};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -23,13 +23,22 @@ pub(crate) enum Startup {
 }
 
 /// One thing to do at the start; run in the order they were added.
-pub(crate) type Launch = Box<dyn FnOnce() -> BoxFuture<'static, Result<(), Error>> + Send>;
+pub(crate) type Launch = Box<dyn FnOnce() -> BoxFuture<'static, Result<Launched, Error>> + Send>;
+
+/// What runs after a launch.
+#[derive(Default)]
+pub(crate) struct Launched {
+    /// The step that ends it.
+    pub(crate) step: Option<DrainStep>,
+    /// Completes when it is fully at work; the start waits for it a little ([`SETTLE`]).
+    pub(crate) settled: Option<BoxFuture<'static, ()>>,
+}
 
 /// Collects what has to be launched and drained, and launches it once the service serves.
 pub(crate) struct Launcher {
     startup: watch::Sender<Startup>,
     launches: Mutex<Vec<Launch>>,
-    steps: Mutex<Vec<DrainStep>>,
+    steps: Arc<Mutex<Vec<DrainStep>>>,
 }
 
 impl Launcher {
@@ -37,7 +46,7 @@ impl Launcher {
         Self {
             startup: watch::Sender::new(Startup::Pending),
             launches: Mutex::default(),
-            steps: Mutex::default(),
+            steps: Arc::default(),
         }
     }
 
@@ -61,18 +70,29 @@ impl Launcher {
     pub(crate) fn launch(&self, health: HealthRegistry) -> Launching {
         let launches = std::mem::take(&mut *self.launches.lock());
         let startup = self.startup.clone();
+        let steps = self.steps.clone();
         let failure = Arc::new(Mutex::new(None));
         let failed = failure.clone();
         let task = tokio::spawn(async move {
+            let mut settling = Vec::new();
             for launch in launches {
-                if let Err(error) = launch().await {
-                    tracing::error!(%error, "the start failed");
-                    *failed.lock() = Some(error);
-                    startup.send_replace(Startup::Failed);
-                    return;
+                match launch().await {
+                    Ok(launched) => {
+                        steps.lock().extend(launched.step);
+                        settling.extend(launched.settled);
+                    }
+                    Err(error) => {
+                        tracing::error!(?error, "the start failed");
+                        *failed.lock() = Some(error);
+                        startup.send_replace(Startup::Failed);
+                        return;
+                    }
                 }
             }
-            tracing::info!("the service is started");
+            let settled = tokio::time::timeout(SETTLE, join_all(settling))
+                .await
+                .is_ok();
+            tracing::info!(settled, "the service is started");
             health.started();
             startup.send_replace(Startup::Done);
         });
@@ -128,6 +148,10 @@ pub(crate) fn pause(attempt: u32) -> Duration {
     whole.mul_f64(fastrand::f64().mul_add(0.5, 0.5))
 }
 
+/// How long the start waits for subscriptions to be bound: an event that is published before reaches
+/// nobody here. Not longer, because a broker that is down must not keep requests away.
+const SETTLE: Duration = Duration::from_secs(5);
+
 const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(2);
 
@@ -156,7 +180,7 @@ mod tests {
                     if fails {
                         Err(Error::new(ErrorKind::Migration, "checksum"))
                     } else {
-                        Ok(())
+                        Ok(Launched::default())
                     }
                 })
             }));

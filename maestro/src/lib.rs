@@ -34,6 +34,8 @@ mod drain;
 mod error;
 mod launch;
 mod problem;
+#[cfg(all(feature = "db", feature = "messaging"))]
+mod relay;
 mod routes;
 mod server;
 mod service;

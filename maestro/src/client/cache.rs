@@ -5,19 +5,13 @@ use maestro_config::Identity;
 use maestro_metrics::{DrainStep, HealthCheck, Registry};
 
 use super::sealed::Sealed;
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 
 impl Sealed for Cache {
     type Config = CacheConfig;
 
     async fn boot(config: CacheConfig, _: &Identity, registry: &Registry) -> Result<Self, Error> {
-        Cache::builder(config)
-            .registry(registry)
-            .connect()
-            .await
-            .map_err(|error| {
-                Error::new(ErrorKind::Start, "the cache client cannot be set up").caused_by(error)
-            })
+        Ok(Cache::builder(config).registry(registry).connect().await?)
     }
 
     fn health(&self) -> Vec<HealthCheck> {

@@ -8,7 +8,7 @@ use sqlx::migrate::Migrator;
 
 use super::sealed::Sealed;
 use crate::error::{Error, ErrorKind};
-use crate::launch::pause;
+use crate::launch::{Launched, pause};
 
 impl Sealed for Db {
     type Config = DbConfig;
@@ -37,13 +37,13 @@ impl Sealed for Db {
 }
 
 /// Applies migrations, waiting for the server without end; only what waiting cannot mend is an error.
-pub(crate) async fn migrate(db: Db, migrator: Migrator) -> Result<(), Error> {
+pub(crate) async fn migrate(db: Db, migrator: Migrator) -> Result<Launched, Error> {
     let mut attempt = 0;
     loop {
         match db.migrate(&migrator).await {
             Ok(report) => {
                 tracing::info!(%report, "the database is migrated");
-                return Ok(());
+                return Ok(Launched::default());
             }
             Err(error) if error.is_transient() => {
                 tracing::warn!(%error, "the database cannot be migrated yet; trying again");

@@ -5,7 +5,7 @@ use maestro_messaging::{Messaging, MessagingConfig};
 use maestro_metrics::{DrainStep, HealthCheck, Registry};
 
 use super::sealed::Sealed;
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 
 impl Sealed for Messaging {
     type Config = MessagingConfig;
@@ -15,14 +15,10 @@ impl Sealed for Messaging {
         _: &Identity,
         registry: &Registry,
     ) -> Result<Self, Error> {
-        Messaging::builder(config)
+        Ok(Messaging::builder(config)
             .registry(registry)
             .connect()
-            .await
-            .map_err(|error| {
-                Error::new(ErrorKind::Start, "the messaging client cannot be set up")
-                    .caused_by(error)
-            })
+            .await?)
     }
 
     fn health(&self) -> Vec<HealthCheck> {
