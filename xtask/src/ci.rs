@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 
 use crate::bench;
+use crate::demo;
 use crate::failure::{Failure, Result};
 use crate::process::{self, announce};
 use crate::servers;
@@ -57,6 +58,8 @@ enum Step {
     Deny,
     /// Every test, doc tests included, on server programs of this machine
     Test,
+    /// The demo, on server programs of this machine
+    Demo,
     /// The testkit's own tests once more, on containers, where a Docker daemon answers
     Containers,
 }
@@ -130,6 +133,12 @@ impl Step {
                 held(&problems)?;
             }
             Self::Deny => deny::check(workspace)?,
+            Self::Demo => {
+                let options = demo::Options::once(options.servers.clone().or_local());
+                if demo::run(&options)? != ExitCode::SUCCESS {
+                    return Err(Failure::new("the demo did not hold, see above"));
+                }
+            }
             Self::Test => {
                 let tally = test::run_all(&test::Options::everything(
                     options.servers.clone().or_local(),

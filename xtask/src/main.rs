@@ -12,6 +12,7 @@
 
 mod bench;
 mod ci;
+mod demo;
 mod docs;
 mod failure;
 mod process;
@@ -38,6 +39,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Demo(demo::Options),
     Test(test::Options),
     Ci(ci::Options),
     Docs(docs::Options),
@@ -46,6 +48,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
+        Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Ci(options) => ci::run(&options),
         Command::Docs(options) => docs::run(&options),

@@ -77,6 +77,17 @@ impl Options {
         self
     }
 
+    /// Without the servers that somebody else gave: for what breaks its servers on purpose.
+    pub(crate) fn own(self) -> Self {
+        Self {
+            docker: self.docker,
+            local: self.local,
+            dev_services: self.dev_services,
+            docker_host: self.docker_host,
+            ..Self::default()
+        }
+    }
+
     fn mode(&self) -> &str {
         self.dev_services()
             .or(self.dev_services.as_deref())

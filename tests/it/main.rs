@@ -1,0 +1,30 @@
+//! Scenarios over all crates on real servers.
+#![allow(clippy::print_stderr, reason = "figures belong beside the verdict")]
+
+mod coherence;
+mod dedicated;
+mod drain;
+mod load;
+mod observe;
+mod secrets;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use maestro_tests::Binaries;
+
+/// Longest wait for a service to become ready on servers that run, on a busy machine.
+const BOOT: Duration = Duration::from_secs(90);
+/// Longest wait for a run to complete.
+const SETTLE: Duration = Duration::from_secs(120);
+/// Longest a service may take to stop: its own deadline is 30 s.
+const STOP: Duration = Duration::from_secs(35);
+/// A ladder short enough to wait for.
+const LADDER: (&str, &str) = ("MAESTRO_MESSAGING_RETRY_DELAYS", "200ms,500ms,1s");
+
+fn binaries() -> Binaries {
+    Binaries {
+        fabric: PathBuf::from(env!("CARGO_BIN_EXE_fabric-process")),
+        conductor: PathBuf::from(env!("CARGO_BIN_EXE_conductor-process")),
+    }
+}
