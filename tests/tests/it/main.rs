@@ -2,10 +2,12 @@
 #![allow(clippy::print_stderr, reason = "figures belong beside the verdict")]
 
 mod coherence;
+mod configuration;
 mod dedicated;
 mod drain;
 mod load;
 mod observe;
+mod provisioning;
 mod secrets;
 
 use std::path::PathBuf;
