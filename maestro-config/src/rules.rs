@@ -163,13 +163,14 @@ fn is_encrypted(url: &Url, beside: Beside) -> bool {
     }
 }
 
-fn tls_advice(scheme: &str) -> &'static str {
-    match scheme {
+fn tls_advice(scheme: &str) -> String {
+    let change = match scheme {
         "postgres" | "postgresql" => "add ?sslmode=verify-full",
         "redis" | "valkey" => "write rediss://",
         "amqp" => "write amqps://",
         _ => "write https://",
-    }
+    };
+    format!("{change}; a host inside a cluster is written <service>.<namespace>.svc")
 }
 
 /// A name without a dot is resolved by the container network, `*.svc` by the cluster's DNS; the
