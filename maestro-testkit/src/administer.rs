@@ -118,12 +118,19 @@ impl Administrator {
         self.requests(&vhost).await
     }
 
-    /// Once per server: nobody but administrators connects to `postgres` and `template1`.
+    /// Once per server of ours: nobody but administrators connects to `postgres` and `template1`,
+    /// and the administrator's own password is kept in the form that costs little.
     pub(crate) async fn close_server(&self) -> Result<(), Error> {
-        match self.service {
-            Service::Postgres => self.run_steps(&postgres::server_steps()).await,
-            Service::Redis | Service::Rabbitmq => Ok(()),
+        if self.service != Service::Postgres {
+            return Ok(());
         }
+        self.run_steps(&postgres::server_steps()).await?;
+        let verifier = scram::verifier(self.address.password.expose());
+        let sql = format!("ALTER ROLE CURRENT_USER PASSWORD '{verifier}'");
+        let client = wire::postgres::connect(&self.address, &self.address.database).await?;
+        client
+            .run("keeping the administrator's password", &sql)
+            .await
     }
 
     /// Executes steps in order, under the lock that keeps provisioning apart over all processes.

@@ -61,6 +61,17 @@ impl Default for DevServicesConfig {
 }
 
 impl DevServicesConfig {
+    /// The same without servers of somebody else.
+    pub(crate) fn without_given(self) -> Self {
+        Self {
+            postgres_url: None,
+            cache_url: None,
+            messaging_url: None,
+            messaging_management_url: None,
+            ..self
+        }
+    }
+
     /// Tells apart the servers that runs with other settings start; empty for the default ones.
     pub(crate) fn variant(&self) -> String {
         let images = [

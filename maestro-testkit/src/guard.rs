@@ -36,7 +36,7 @@ pub(crate) struct Guarded {
     pub(crate) stop_command: Option<String>,
     /// Environment of the server.
     pub(crate) environment: BTreeMap<String, OsString>,
-    /// Account to run as, when this process is root and the server refuses to be.
+    /// Account the server runs as, when this process is root and the server refuses to be.
     pub(crate) account: Option<(u32, u32)>,
 }
 
@@ -63,7 +63,6 @@ impl Guarded {
             .arg(&self.directory)
             .arg(self.grace.as_secs().to_string())
             .arg(self.stop_signal)
-            .args(&self.command)
             .current_dir(&self.directory)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -83,8 +82,21 @@ impl Guarded {
             command.env("GUARD_STOP", stop);
         }
         if let Some((uid, gid)) = self.account {
-            command.uid(uid).gid(gid);
+            // The guard stays root where it can, to remove the directories at the end. `setpriv`
+            // becomes its command, so the pid is the server's.
+            let drop = [
+                "setpriv".to_owned(),
+                format!("--reuid={uid}"),
+                format!("--regid={gid}"),
+                "--clear-groups".to_owned(),
+            ];
+            if works(&drop) {
+                command.args(drop);
+            } else {
+                command.uid(uid).gid(gid);
+            }
         }
+        command.args(&self.command);
         command.status().map_err(failed)?;
         let last = if self.command.is_empty() {
             "guard"
@@ -113,6 +125,16 @@ impl Guarded {
         let status = std::fs::read_to_string(self.directory.join("exited")).ok()?;
         Some(status.trim().to_owned())
     }
+}
+
+/// True if this machine has a `setpriv` that knows these options (another one does not).
+fn works(drop: &[String; 4]) -> bool {
+    let [program, options @ ..] = drop;
+    let mut command = Command::new(program);
+    command.args(options).arg("true").env("PATH", PATH);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    let status = command.stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
 }
 
 /// The process of the server under a guard, if it runs.

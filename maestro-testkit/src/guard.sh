@@ -113,7 +113,8 @@ EOF
     # directory, so whoever may removes them all, and the parent with the last one.
     parent=${directory%/*}
     i=0
-    while [ $i -lt 50 ] && [ -w "$parent" ] && ! rmdir "$parent" 2>/dev/null; do
+    while [ $i -lt 300 ] && [ -w "$parent" ] && ! rmdir "$parent" 2>/dev/null; do
+        [ -e "$directory/lock" ] && break # the next run is here already
         rmdir "$parent"/* 2>/dev/null
         sleep 0.1
         i=$((i + 1))

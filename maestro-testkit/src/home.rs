@@ -46,6 +46,14 @@ impl Home {
         Self { path }
     }
 
+    /// Where it is written down what this user made on servers of somebody else, whichever clone it
+    /// was: the next run of any of them removes what a killed one left.
+    pub(crate) fn of_given_servers() -> Self {
+        let uid = rustix::process::geteuid().as_raw();
+        let path = temporary_directory().join(format!("maestro-dev-{uid}-given"));
+        Self { path }
+    }
+
     /// A home for servers that one process has to itself.
     pub(crate) fn dedicated(&self, id: &str) -> Self {
         let mut name = self.path.file_name().unwrap_or_default().to_os_string();

@@ -87,7 +87,7 @@ pub(crate) async fn obtain(service: Service, wanted: &Wanted) -> Result<Obtained
         });
     }
     let waiting = format!("waiting for another process that starts {service}");
-    let _starting = report::with_progress(&waiting, take("starting", Mode::Exclusive)).await?;
+    let starting = report::with_progress(&waiting, take("starting", Mode::Exclusive)).await?;
     // Another process may have started it while this one waited.
     if let Some(running) = join(&directory).await {
         announce(&running, "joined");
@@ -104,7 +104,17 @@ pub(crate) async fn obtain(service: Service, wanted: &Wanted) -> Result<Obtained
         durable: wanted.durable,
         config: &wanted.config,
     };
-    let (record, control) = start(&request).await?;
+    let (record, control) = match start(&request).await {
+        Ok(started) => started,
+        Err(e) => {
+            drop((starting, lock));
+            // Unless there is a log to look at.
+            if !directory.join("log").exists() {
+                discard(&wanted.home, service).await;
+            }
+            return Err(e);
+        }
+    };
     // Once per server, and before anybody else may join.
     let administrator = Administrator::new(service, record.address(), true);
     administrator.close_server().await?;
@@ -197,16 +207,23 @@ async fn sweep(directory: &Path) -> Result<(), Error> {
 /// Removes a set of dedicated servers whose process is gone.
 pub(crate) async fn sweep_dedicated(home: Home) {
     for service in Service::ALL {
-        let directory = home.path().join(service.as_str());
-        // Whoever started it holds the lock for as long as it lives.
-        if let Ok(Some(_lock)) = Lock::try_take(&directory.join("lock"), Mode::Exclusive)
-            && sweep(&directory).await.is_ok()
-        {
-            // Another process may sweep at the same time.
-            let _ = std::fs::remove_dir_all(&directory);
-        }
+        discard(&home, service).await;
     }
+    // Its directories may have been removed by their guards.
     let _ = std::fs::remove_dir(home.path());
+}
+
+/// Ends and removes what is left of a server that nobody uses.
+async fn discard(home: &Home, service: Service) {
+    let directory = home.path().join(service.as_str());
+    // Whoever uses it holds the lock for as long as it lives.
+    if let Ok(Some(_lock)) = Lock::try_take(&directory.join("lock"), Mode::Exclusive)
+        && sweep(&directory).await.is_ok()
+    {
+        // Another process may do the same at the same time.
+        let _ = std::fs::remove_dir_all(&directory);
+        let _ = std::fs::remove_dir(home.path());
+    }
 }
 
 fn read_record(directory: &Path) -> Option<Record> {

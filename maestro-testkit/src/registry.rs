@@ -25,12 +25,21 @@ impl Entry {
     pub(crate) fn write(directory: &Path, id: &str, service: &ServiceName) -> Result<Self, Error> {
         let path = directory.join(format!("{id}.{service}"));
         let failed = |e| Error::io(format!("writing {}", path.display()), e);
-        create(directory).map_err(failed)?;
         let owner = ProcessId::own().map(|own| own.to_string());
         // Renamed into place, since an entry without an owner is an orphan.
         let new = directory.join(format!(".{id}.{service}"));
-        std::fs::write(&new, owner.unwrap_or_default()).map_err(failed)?;
-        std::fs::rename(&new, &path).map_err(failed)?;
+        let mut attempt = 1;
+        loop {
+            create(directory).map_err(failed)?;
+            let written = std::fs::write(&new, owner.as_deref().unwrap_or_default())
+                .and_then(|()| std::fs::rename(&new, &path));
+            match written {
+                Ok(()) => break,
+                // Whoever removed the last entry removed the directory at this moment.
+                Err(e) if e.kind() == io::ErrorKind::NotFound && attempt < 5 => attempt += 1,
+                Err(e) => return Err(failed(e)),
+            }
+        }
         Ok(Self {
             path,
             id: id.to_owned(),
@@ -40,8 +49,11 @@ impl Entry {
 
     /// Takes the entry out, once the server has confirmed that everything is gone.
     pub(crate) fn remove(&self) {
-        // The registry may be gone together with its server.
+        // The registry may be gone together with its server; the last entry takes it along.
         let _ = std::fs::remove_file(&self.path);
+        if let Some(directory) = self.path.parent() {
+            let _ = std::fs::remove_dir(directory);
+        }
     }
 
     /// Entries whose process is gone.
@@ -91,14 +103,15 @@ mod tests {
     fn only_what_dead_processes_made_is_an_orphan() {
         let scratch = tempfile::tempdir().unwrap();
         let service: ServiceName = "quality-fabric".parse().unwrap();
-        let mine = Entry::write(scratch.path(), "abc", &service).unwrap();
-        std::fs::write(scratch.path().join("def.orders"), "999999999 1").unwrap();
-        let orphans = Entry::orphans(scratch.path());
+        let registry = scratch.path().join("registry");
+        let mine = Entry::write(&registry, "abc", &service).unwrap();
+        std::fs::write(registry.join("def.orders"), "999999999 1").unwrap();
+        let orphans = Entry::orphans(&registry);
         assert_eq!(orphans.len(), 1);
         assert_eq!(orphans[0].id, "def");
         assert_eq!(orphans[0].service.as_str(), "orders");
         orphans[0].remove();
         mine.remove();
-        assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0);
+        assert!(!registry.exists());
     }
 }

@@ -172,6 +172,7 @@ pub struct StackBuilder {
     grace: Duration,
     config: Option<DevServicesConfig>,
     clone: Option<PathBuf>,
+    never_given: bool,
 }
 
 impl Default for StackBuilder {
@@ -181,6 +182,7 @@ impl Default for StackBuilder {
             grace: GRACE,
             config: None,
             clone: None,
+            never_given: false,
         }
     }
 }
@@ -202,6 +204,13 @@ impl StackBuilder {
     /// Settings instead of those of the process environment.
     pub fn config(mut self, config: DevServicesConfig) -> Self {
         self.config = Some(config);
+        self
+    }
+
+    /// Servers that this project starts, also where `MAESTRO_TEST_*` gives others: for tests of what
+    /// happens to servers.
+    pub fn never_given(mut self) -> Self {
+        self.never_given = true;
         self
     }
 
@@ -233,14 +242,8 @@ impl StackBuilder {
         }
         let wanted = Wanted {
             home: home.dedicated(&sandbox::new_id()),
-            // Somebody else's servers are not to be broken: these come from this machine.
-            config: DevServicesConfig {
-                postgres_url: None,
-                cache_url: None,
-                messaging_url: None,
-                messaging_management_url: None,
-                ..config
-            },
+            // Somebody else's servers are not to be broken.
+            config: config.without_given(),
             grace: Duration::ZERO,
             durable: true,
         };
@@ -262,10 +265,15 @@ impl StackBuilder {
     }
 
     fn settings(&self) -> Result<DevServicesConfig, Error> {
-        match &self.config {
-            Some(config) => Ok(config.clone()),
-            None => DevServicesConfig::load(),
-        }
+        let config = match &self.config {
+            Some(config) => config.clone(),
+            None => DevServicesConfig::load()?,
+        };
+        Ok(if self.never_given {
+            config.without_given()
+        } else {
+            config
+        })
     }
 }
 
@@ -307,13 +315,8 @@ async fn member(service: Service, wanted: &Wanted, dedicated: bool) -> Result<Me
         running.origin != Origin::Explicit,
     );
     let registry = if running.origin == Origin::Explicit {
-        wanted
-            .home
-            .directory(
-                &format!("given-{service}", service = service.as_str()),
-                None,
-            )?
-            .join(running.address.authority().replace('/', "_"))
+        let name = format!("{}-{}", service.as_str(), running.address.authority());
+        Home::of_given_servers().directory(&name.replace('/', "_"), None)?
     } else {
         directory.join("sandboxes")
     };
@@ -339,6 +342,9 @@ async fn remove_orphans(member: Arc<Member>) {
     for orphan in Entry::orphans(&member.registry) {
         sandbox::remove(&member, &orphan).await;
     }
+    // Both may be gone with the last entry, and come back with the next.
+    let _ = std::fs::remove_file(&sweeping);
+    let _ = std::fs::remove_dir(&member.registry);
 }
 
 pub(crate) fn parse_name(service: &str) -> Result<ServiceName, Error> {

@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use maestro_config::Environment;
-use maestro_testkit::{DevServicesConfig, Service, Stack};
+use maestro_testkit::{Service, Stack};
 
 use crate::clients::{postgres, variable};
 
@@ -27,6 +26,8 @@ async fn another_process() {
         .into_iter()
         .filter(|service| services.contains(service.as_str()));
     let builder = Stack::builder().only(services.clone()).grace(GRACE);
+    let builder = builder.never_given();
+    let started = Instant::now();
     let dedicated = Path::new("dedicated").exists();
     let stack = if dedicated {
         builder.dedicated().await
@@ -34,6 +35,7 @@ async fn another_process() {
         builder.start().await
     };
     let stack = stack.unwrap();
+    println!("\nready-after {}", started.elapsed().as_millis());
     let sandbox = stack.sandbox("orders").await.unwrap();
     for service in services.clone() {
         println!("\nserver {}", stack.server(service).unwrap().authority());
@@ -52,38 +54,17 @@ async fn another_process() {
         .unwrap();
 }
 
-/// Variables by which somebody else's servers are given.
-const GIVEN: [&str; 4] = [
-    "MAESTRO_TEST_POSTGRES_URL",
-    "MAESTRO_TEST_CACHE_URL",
-    "MAESTRO_TEST_MESSAGING_URL",
-    "MAESTRO_TEST_MESSAGING_MANAGEMENT_URL",
-];
-
-/// The settings of this run, without servers that somebody gave it.
-fn own_servers() -> DevServicesConfig {
-    let mut config: DevServicesConfig = Environment::load().unwrap().read().unwrap();
-    config.postgres_url = None;
-    config.cache_url = None;
-    config.messaging_url = None;
-    config.messaging_management_url = None;
-    config
-}
-
 struct OtherProcess {
     child: Child,
     servers: Vec<String>,
     sandbox: String,
+    /// What `Stack::start` took there.
+    ready_after: Duration,
 }
 
 impl OtherProcess {
     fn start(clone: &Clone) -> Self {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        // Servers of its own, whatever this run was given.
-        for name in GIVEN {
-            command.env_remove(name);
-        }
-        let mut child = command
+        let mut child = Command::new(std::env::current_exe().unwrap())
             .args([
                 "sharing::another_process",
                 "--exact",
@@ -97,16 +78,21 @@ impl OtherProcess {
             .unwrap();
         let mut servers = Vec::new();
         let mut sandbox = String::new();
+        let mut ready_after = Duration::ZERO;
         for line in BufReader::new(child.stdout.take().unwrap()).lines() {
             let line = line.unwrap();
             match line.split_once(' ') {
                 Some(("server", authority)) => servers.push(authority.to_owned()),
                 Some(("sandbox", id)) => id.clone_into(&mut sandbox),
+                Some(("ready-after", millis)) => {
+                    ready_after = Duration::from_millis(millis.parse().unwrap());
+                }
                 _ if line == "ready" => {
                     return Self {
                         child,
                         servers,
                         sandbox,
+                        ready_after,
                     };
                 }
                 _ => {}
@@ -165,6 +151,7 @@ fn processes(of: &[PathBuf]) -> Vec<String> {
 /// The directories in which the servers of a clone live, dedicated ones included.
 fn homes(clone: &Clone) -> Vec<PathBuf> {
     let home = Stack::builder()
+        .never_given()
         .clone_at(clone.path())
         .home_directory()
         .unwrap();
@@ -238,12 +225,11 @@ async fn warm_servers_are_joined_within_two_seconds() {
     let clone = Clone::with(&Service::ALL);
     let mut first = OtherProcess::start(&clone);
     first.kill();
-    let started = Instant::now();
     let second = OtherProcess::start(&clone);
     assert!(
-        started.elapsed() < Duration::from_secs(2),
+        second.ready_after < Duration::from_secs(2),
         "{:?}",
-        started.elapsed()
+        second.ready_after
     );
     assert_eq!(first.servers, second.servers);
 }
@@ -253,11 +239,13 @@ async fn what_a_killed_process_left_on_the_servers_is_removed_by_the_next() {
     let clone = Clone::with(&[Service::Postgres]);
     let mut first = OtherProcess::start(&clone);
     first.kill();
-    let only = Stack::builder()
-        .config(own_servers())
-        .only([Service::Postgres])
-        .grace(GRACE);
-    let stack = only.clone_at(clone.path()).start().await.unwrap();
+    let only = Stack::builder().only([Service::Postgres]).grace(GRACE);
+    let stack = only
+        .never_given()
+        .clone_at(clone.path())
+        .start()
+        .await
+        .unwrap();
     let admin = postgres(stack.postgres().unwrap().admin_url().expose())
         .await
         .unwrap();

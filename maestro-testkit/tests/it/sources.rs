@@ -1,21 +1,27 @@
 use maestro_config::Environment;
 use maestro_testkit::{DevServicesConfig, ErrorKind, Origin, Service, Stack};
 
+use crate::clients::postgres;
+
 fn config(pairs: &[(&str, &str)]) -> DevServicesConfig {
     Environment::from_pairs(pairs.iter().copied())
         .read()
         .unwrap()
 }
 
-#[tokio::test]
-async fn a_given_server_is_used_and_never_reconfigured_or_stopped() {
-    let ours = Stack::start().await.unwrap();
-    let pairs = ours.test_environment();
+/// Settings as another project would have them that is given these servers.
+fn given(stack: &Stack) -> DevServicesConfig {
+    let pairs = stack.test_environment();
     let pairs = pairs
         .iter()
         .map(|(name, url)| (name.as_str(), url.expose().as_str()));
-    let given: DevServicesConfig = Environment::from_pairs(pairs).read().unwrap();
-    let stack = Stack::builder().config(given).start().await.unwrap();
+    Environment::from_pairs(pairs).read().unwrap()
+}
+
+#[tokio::test]
+async fn a_given_server_is_used_and_not_to_be_killed() {
+    let ours = Stack::start().await.unwrap();
+    let stack = Stack::builder().config(given(&ours)).start().await.unwrap();
     for service in Service::ALL {
         let server = stack.server(service).unwrap();
         assert_eq!(server.origin(), Origin::Explicit);
@@ -27,6 +33,45 @@ async fn a_given_server_is_used_and_never_reconfigured_or_stopped() {
         assert_eq!(refused.kind(), ErrorKind::Unsupported);
     }
     let sandbox = stack.sandbox("orders").await.unwrap();
+    sandbox.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_given_postgres_stays_as_open_as_its_owner_has_it() {
+    let owner = Stack::builder()
+        .only([Service::Postgres])
+        .dedicated()
+        .await
+        .unwrap();
+    let admin = postgres(owner.postgres().unwrap().admin_url().expose())
+        .await
+        .unwrap();
+    admin
+        .batch_execute("GRANT CONNECT ON DATABASE postgres, template1 TO PUBLIC")
+        .await
+        .unwrap();
+    let only = Stack::builder().only([Service::Postgres]);
+    let guest = only.config(given(&owner)).start().await.unwrap();
+    let sandbox = guest.sandbox("orders").await.unwrap();
+    let open = "SELECT bool_and(has_database_privilege($1, datname, 'CONNECT')) FROM pg_database \
+                WHERE datname IN ('postgres', 'template1')";
+    let role = sandbox.resources().role();
+    assert!(
+        admin
+            .query_one(open, &[&role])
+            .await
+            .unwrap()
+            .get::<_, bool>(0)
+    );
+    // Its owner's hash of a password has the rounds its owner chose.
+    let rounds = "SELECT rolpassword LIKE 'SCRAM-SHA-256$4096:%' FROM pg_authid WHERE rolname = $1";
+    assert!(
+        admin
+            .query_one(rounds, &[&role])
+            .await
+            .unwrap()
+            .get::<_, bool>(0)
+    );
     sandbox.close().await.unwrap();
 }
 
