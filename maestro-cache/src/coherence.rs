@@ -26,7 +26,7 @@ use crate::key::{Invalidated, Marker};
 use crate::marker::{MarkerSlot, TagTable};
 
 /// Locks that order "invalidate" and "keep" of one key. Two keys on one lock only cost a read.
-const STRIPES: usize = 1_024;
+const STRIPES: usize = if cfg!(test) { 4 } else { 1_024 };
 /// Counted for every entry on top of its value: key, bookkeeping and the table's slot.
 const ENTRY_OVERHEAD: u64 = 256;
 
@@ -393,3 +393,6 @@ impl Coherence {
         &self.stripes[index]
     }
 }
+
+#[cfg(test)]
+mod tests;

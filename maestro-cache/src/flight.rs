@@ -177,9 +177,26 @@ impl<T> Pilot<T> {
         });
     }
 
-    pub(crate) fn finish(&self, result: Result<Option<Arc<T>>, Error>) {
+    /// Ends the flight with this result: who comes later starts another one.
+    pub(crate) fn finish(self, result: Result<Option<Arc<T>>, Error>) {
+        self.leave();
+        self.publish(result);
+    }
+
+    /// Publishes a result while the flight goes on: who comes before it has ended shares it.
+    pub(crate) fn publish(&self, result: Result<Option<Arc<T>>, Error>) {
         self.progress
             .send_modify(|progress| progress.phase = Phase::Done(result));
+    }
+
+    fn leave(&self) {
+        let mut by_id = self.flights.by_id.lock();
+        if by_id
+            .get(&self.key)
+            .is_some_and(|current| Arc::ptr_eq(current, &self.flight))
+        {
+            by_id.remove(&self.key);
+        }
     }
 
     pub(crate) fn ticket(&self) -> Ticket {
@@ -189,13 +206,7 @@ impl<T> Pilot<T> {
 
 impl<T> Drop for Pilot<T> {
     fn drop(&mut self) {
-        let mut by_id = self.flights.by_id.lock();
-        if by_id
-            .get(&self.key)
-            .is_some_and(|current| Arc::ptr_eq(current, &self.flight))
-        {
-            by_id.remove(&self.key);
-        }
+        self.leave();
     }
 }
 
@@ -254,7 +265,7 @@ mod tests {
         pilot.offer_stale(&Arc::new(1));
         let early = flight.landing(Some(Duration::from_millis(10))).await;
         assert!(matches!(early, Landing::Stale(value) if *value == 1));
-        pilot.finish(Ok(Some(Arc::new(2))));
+        pilot.publish(Ok(Some(Arc::new(2))));
         let late = flight.landing(Some(Duration::from_millis(10))).await;
         assert!(matches!(late, Landing::Result(Ok(Some(value))) if *value == 2));
     }

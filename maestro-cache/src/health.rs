@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use maestro_metrics::{Criticality, DrainPhase, DrainStep, HealthCheck, HealthStatus, Leftover};
 
 use crate::client::Cache;
+use crate::error::Error;
 
 /// Beyond the deadline of the one command that is asked.
 const MARGIN: Duration = Duration::from_millis(500);
@@ -23,7 +24,7 @@ impl Cache {
                     return HealthStatus::unhealthy("the cache is gone");
                 };
                 if let Err(error) = inner.server.ping().await {
-                    return HealthStatus::unhealthy(error.to_string());
+                    return HealthStatus::unhealthy(with_cause(&error));
                 }
                 if !inner.coherence.is_live(inner.clock.now()) {
                     return HealthStatus::degraded(
@@ -45,5 +46,13 @@ impl Cache {
             let unsent = cache.inner().journal.len() as u64;
             Leftover::of(unsent, "invalidations that Redis has not acknowledged")
         })
+    }
+}
+
+/// The error, and what it was caused by when that is ours: the driver's own words are for the log.
+fn with_cause(error: &Error) -> String {
+    match std::error::Error::source(error).and_then(|source| source.downcast_ref::<Error>()) {
+        Some(cause) => format!("{error}; {cause}"),
+        None => error.to_string(),
     }
 }

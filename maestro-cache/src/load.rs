@@ -238,7 +238,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Load<T> {
             Ok((value, began)) => {
                 self.region.failures.forget(&self.id);
                 let value = value.map(Arc::new);
-                self.pilot.finish(Ok(value.clone()));
+                self.pilot.publish(Ok(value.clone()));
                 self.store(value, began).await;
             }
             Err(error) => match stale {

@@ -279,6 +279,11 @@ pub(crate) fn check(id: &str, tags: &[String]) -> Result<(), Error> {
 }
 
 impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Region<T> {
+    /// The name it was built with.
+    pub fn name(&self) -> &str {
+        &self.0.state.name
+    }
+
     /// One entry of the region, to be read or loaded.
     pub fn entry<'a>(&'a self, id: impl Into<EntryId<'a>>) -> Entry<'a, T> {
         Entry {

@@ -2,9 +2,13 @@
 
 #![expect(
     clippy::unwrap_used,
-    reason = "a step of a test that fails is the test's message"
+    clippy::print_stdout,
+    reason = "a step that fails is the test's message, and counters are whole numbers"
 )]
 
 mod place;
 
+mod coherence;
+mod outage;
+mod refusals;
 mod regions;

@@ -4,22 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use maestro_cache::{ErrorKind, Outcome};
-use serde::{Deserialize, Serialize};
 
-use crate::place::{cache, sandbox};
-
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Report {
-    id: u64,
-    title: String,
-}
-
-fn report(id: u64) -> Report {
-    Report {
-        id,
-        title: format!("report {id}"),
-    }
-}
+use crate::place::{Report, cache, report, sandbox};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_value_put_by_one_process_is_read_by_another() {
