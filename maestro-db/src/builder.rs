@@ -10,6 +10,7 @@ use crate::connect::Password;
 use crate::error::Error;
 use crate::pool::{Holder, Pool};
 use crate::retry::Backoff;
+use crate::schema::Parts;
 use crate::tenant::{Entered, TenantModel};
 
 /// Builds a [`Db`].
@@ -32,6 +33,7 @@ pub struct DbBuilder {
     registry: Option<Registry>,
     wait: Option<Duration>,
     tenants: Option<TenantModel>,
+    leases: bool,
 }
 
 impl DbBuilder {
@@ -41,6 +43,7 @@ impl DbBuilder {
             registry: None,
             wait: None,
             tenants: None,
+            leases: false,
         }
     }
 
@@ -61,6 +64,13 @@ impl DbBuilder {
     /// `maestro` first, with `maestro.protect(table)` for the service's own migrations.
     pub fn tenants(mut self, model: TenantModel) -> Self {
         self.tenants = Some(model);
+        self
+    }
+
+    /// The database has leases for [`Db::elect`]. [`Db::migrate`] then makes their table in the
+    /// schema `maestro` first.
+    pub fn leases(mut self) -> Self {
+        self.leases = true;
         self
     }
 
@@ -108,6 +118,7 @@ impl DbBuilder {
             registry,
             wait: _,
             tenants,
+            leases,
         } = self;
         let registry = registry.unwrap_or_else(Registry::detached);
         let password = Password::new(config.main.password.clone());
@@ -118,6 +129,10 @@ impl DbBuilder {
             pool,
             password,
             tenants,
+            parts: Parts {
+                tenants: tenants.is_some(),
+                leases,
+            },
             entered: Entered::default(),
         }))
     }

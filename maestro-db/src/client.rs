@@ -9,11 +9,12 @@ use maestro_config::Secret;
 use maestro_metrics::{DrainPhase, DrainStep, Leftover};
 
 use crate::builder::DbBuilder;
-use crate::config::DbConfig;
+use crate::config::{DbConfig, Endpoint};
 use crate::connect::Password;
 use crate::error::{Error, ErrorKind, is_serialization_failure};
 use crate::pool::{Holder, Pool, PoolReport};
 use crate::retry::{ATTEMPTS, Backoff};
+use crate::schema::Parts;
 use crate::tenant::{Entered, TenantModel};
 use crate::transaction::{Transaction, TransactionOptions};
 
@@ -48,7 +49,20 @@ pub(crate) struct Inner {
     pub(crate) pool: Pool,
     pub(crate) password: Password,
     pub(crate) tenants: Option<TenantModel>,
+    /// Which of this crate's own tables the database has.
+    pub(crate) parts: Parts,
     pub(crate) entered: Entered,
+}
+
+impl Inner {
+    /// The password for an endpoint: the one that rotates when it is the service's own role.
+    pub(crate) fn password_for(&self, endpoint: &Endpoint) -> Password {
+        if endpoint.user == self.config.main.user {
+            self.password.clone()
+        } else {
+            Password::new(endpoint.password.clone())
+        }
+    }
 }
 
 impl Db {

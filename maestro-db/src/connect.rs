@@ -150,15 +150,21 @@ impl Connector {
         &self.endpoint
     }
 
+    /// The driver's options, with the password of now.
+    pub(crate) fn options(&self) -> PgConnectOptions {
+        let password = self.password.current();
+        // Also when there is none: sqlx would take PGPASSWORD otherwise.
+        self.options
+            .clone()
+            .password(password.as_ref().map_or("", |password| password.expose()))
+    }
+
     /// Opens a connection, or says why it cannot be opened, within the connect timeout.
     ///
     /// Dropping the future closes the socket.
     pub(crate) async fn open(&self) -> Result<PgConnection, Error> {
         let started = Instant::now();
-        let password = self.password.current();
-        let mut options = self.options.clone();
-        // Also when there is none: sqlx would take PGPASSWORD otherwise.
-        options = options.password(password.as_ref().map_or("", |password| password.expose()));
+        let options = self.options();
         match tokio::time::timeout(self.timeout, PgConnection::connect_with(&options)).await {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => Err(self.explain(error, started.elapsed())),

@@ -37,13 +37,18 @@
 //! - Errors by what the caller does next ([`ErrorKind`]), a span and a duration per statement.
 
 mod builder;
+mod bulk;
 mod client;
 mod config;
 mod connect;
 mod direct;
+mod copy;
+mod election;
 mod error;
 mod executor;
 mod health;
+mod listen;
+mod lock;
 mod metrics;
 mod migrate;
 mod observe;
@@ -52,14 +57,20 @@ mod pool;
 mod pooler;
 mod provision;
 mod retry;
+mod schema;
 mod statement;
 mod tenant;
 mod transaction;
 
 pub use builder::DbBuilder;
+pub use bulk::BulkInsert;
 pub use client::Db;
 pub use config::{DbConfig, Pooler};
+pub use copy::{CopyIn, CopyRow};
+pub use election::{Election, Leadership};
 pub use error::{Error, ErrorKind};
+pub use listen::{Event, Listener, Notification};
+pub use lock::AdvisoryLock;
 pub use metrics::CATALOGUE;
 pub use migrate::{AppliedMigration, Drift, MigrateOptions, MigrationReport};
 pub use pool::PoolReport;

@@ -11,10 +11,9 @@ use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection as _};
 
 use crate::client::Db;
-use crate::connect::{Connector, Password, Purpose};
+use crate::connect::{Connector, Purpose};
 use crate::error::{Error, ErrorKind};
 use crate::retry::Backoff;
-use crate::tenant::own_migrations;
 
 use apply::Applier;
 pub use plan::Drift;
@@ -151,10 +150,8 @@ impl Db {
         let deadline = Instant::now() + options.wait;
         let mut session = Session::open(self, deadline).await?;
         let result = async {
-            if self.inner().tenants.is_some() {
-                session
-                    .run(self, &own_migrations(), options, deadline)
-                    .await?;
+            if let Some(own) = self.inner().parts.migrations() {
+                session.run(self, &own, options, deadline).await?;
             }
             session.run(self, migrator, options, deadline).await
         }
@@ -186,12 +183,7 @@ impl Session {
     async fn open(db: &Db, deadline: Instant) -> Result<Self, Error> {
         let config = db.config();
         let endpoint = &config.migration;
-        // The service's own password when it migrates as itself, so that a rotation reaches here.
-        let password = if endpoint.user == config.main.user {
-            db.inner().password.clone()
-        } else {
-            Password::new(endpoint.password.clone())
-        };
+        let password = db.inner().password_for(endpoint);
         let connector = Connector::new(config, endpoint, Purpose::Migration, password)?;
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
         loop {

@@ -21,12 +21,13 @@ use crate::metrics::{PoolCounts, PoolMetrics};
 use crate::retry::Backoff;
 use crate::statement::Statements;
 
-pub(crate) use lease::{Conversation, Lease, Request};
+pub(crate) use lease::{Conversation, Lease, Request, within};
 pub use report::PoolReport;
 pub(crate) use roster::Holder;
 
 use manager::{Connections, Health};
-use upkeep::{Task, Upkeep};
+pub(crate) use upkeep::Task;
+use upkeep::Upkeep;
 
 /// Connections to one endpoint, and everything that keeps them in order.
 #[derive(Debug)]

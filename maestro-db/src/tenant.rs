@@ -9,8 +9,6 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use sqlx::SqlSafeStr as _;
-use sqlx::migrate::{Migration, MigrationType, Migrator};
 
 pub use admin::{AuditEntry, TenantRecord, TenantState, Tenants};
 pub(crate) use check::{Check, tenant_checks};
@@ -91,21 +89,6 @@ impl Entered {
     pub(crate) fn forget(&self, id: &TenantId) {
         self.0.lock().remove(id);
     }
-}
-
-/// The migrations of this crate's own tables, which run before the service's.
-pub(crate) fn own_migrations() -> Migrator {
-    let install = include_str!("tenant/install.sql").into_sql_str();
-    let mut migrator = Migrator::with_migrations(vec![Migration::new(
-        1,
-        "tenants".into(),
-        MigrationType::Simple,
-        install,
-        false,
-    )]);
-    migrator.create_schema("maestro");
-    migrator.dangerous_set_table_name("maestro.schema_migrations");
-    migrator
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! A transaction that knows what happened in it, so that its commit cannot lie.
 
+mod copy;
 mod executor;
 mod options;
 mod savepoint;
@@ -15,6 +16,7 @@ use crate::pool::{Conversation, Holder, Lease};
 use crate::statement::Statement;
 use crate::tenant::Scope;
 
+pub(crate) use copy::CopyStream;
 pub use options::{Isolation, TransactionOptions};
 pub use savepoint::Savepoint;
 
@@ -192,6 +194,20 @@ impl Transaction {
         self.state.escape();
         self.lease.tainted = true;
         Ok(self.lease.raw()?)
+    }
+
+    /// Runs a statement of this crate, which services may not send.
+    pub(crate) async fn internal(
+        &mut self,
+        name: &'static str,
+        sql: String,
+    ) -> Result<(), sqlx::Error> {
+        self.ready().await?;
+        let result = self.lease.control(name, sql).await;
+        if let Err(error) = &result {
+            self.note(None, error);
+        }
+        result
     }
 
     /// Brings the connection to where another statement can be sent, or says why none can.

@@ -142,6 +142,19 @@ impl Lease {
         }
     }
 
+    /// Everything a conversation of another kind needs, apart from each other.
+    pub(crate) fn parts(&mut self) -> Result<Parts<'_>, sqlx::Error> {
+        match &mut self.object {
+            Some(object) if self.conversation == Conversation::AtRest => Ok(Parts {
+                raw: &mut object.raw,
+                conversation: &mut self.conversation,
+                metrics: &self.shared.metrics,
+                limit: self.shared.rules.answer,
+            }),
+            _ => Err(lost().into()),
+        }
+    }
+
     /// What is known of a text.
     pub(crate) fn look_up(&self, sql: &str) -> Arc<Statement> {
         self.shared.statements.look_up(sql)
@@ -304,6 +317,14 @@ impl Lease {
     }
 }
 
+/// See [`Lease::parts`].
+pub(crate) struct Parts<'l> {
+    pub(crate) raw: &'l mut PgConnection,
+    pub(crate) conversation: &'l mut Conversation,
+    pub(crate) metrics: &'l PoolMetrics,
+    pub(crate) limit: Option<Duration>,
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
         let Some(mut object) = self.object.take() else {
@@ -346,7 +367,7 @@ impl Drop for Lease {
 }
 
 /// Waits for the server's answer, for at most `limit`.
-async fn within<T>(
+pub(crate) async fn within<T>(
     limit: Option<Duration>,
     work: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T, sqlx::Error> {

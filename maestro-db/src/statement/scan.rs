@@ -93,7 +93,11 @@ impl Seen {
                 self.create = false;
                 self.begin = false;
             }
-            Token::Symbol(b'(') => self.depth += 1,
+            Token::Symbol(b'(') => {
+                self.depth += 1;
+                // `COPY (SELECT …)` copies no table.
+                self.table_next = self.table_next.filter(|keyword| *keyword != "COPY");
+            }
             Token::Symbol(b')') => self.depth = self.depth.saturating_sub(1),
             Token::Symbol(_) | Token::Literal => {}
         }
@@ -136,7 +140,7 @@ impl Seen {
         }
         self.name(word, next);
         if self.table.is_none()
-            && let Some(keyword) = known(word, &["FROM", "INTO", "UPDATE", "TABLE", "JOIN"])
+            && let Some(keyword) = known(word, &["FROM", "INTO", "UPDATE", "TABLE", "JOIN", "COPY"])
         {
             self.table_next = Some(keyword);
         }

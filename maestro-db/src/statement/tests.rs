@@ -44,6 +44,12 @@ fn operation_and_table_are_read_from_the_text() {
             "CREATE",
             Some("orders"),
         ),
+        ("copy orders (id) from stdin", "COPY", Some("orders")),
+        (
+            "copy (select 1 from orders) to stdout",
+            "COPY",
+            Some("orders"),
+        ),
         ("truncate table orders", "TRUNCATE", Some("orders")),
         ("frobnicate", "OTHER", None),
         ("", "OTHER", None),

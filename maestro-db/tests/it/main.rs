@@ -5,7 +5,9 @@
     reason = "helpers of tests say what they expect as the tests do"
 )]
 
+mod bulk;
 mod cancellation;
+mod coordination;
 mod executor;
 mod faults;
 mod leaks;
