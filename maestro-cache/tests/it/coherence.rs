@@ -124,13 +124,11 @@ async fn who_asks_after_a_removal_does_not_get_what_was_loaded_before() {
                 Duration::from_millis(100),
                 ours.entry(1_u64).get_or_load(fresh),
             );
-            match read.await {
-                Ok(value) => *value.unwrap() == report(2),
-                Err(_) => {
-                    assert!(!own, "our own removal is known at once");
-                    false
-                }
+            if let Ok(value) = read.await {
+                return *value.unwrap() == report(2);
             }
+            assert!(!own, "our own removal is known at once");
+            false
         })
         .await;
         load.finish().await;

@@ -36,20 +36,20 @@ pub(crate) struct Load {
 impl Load {
     /// Reads `url` over and over.
     pub(crate) fn reading(tasks: usize, url: &str) -> Self {
-        Self::start(tasks, Method::GET, url, Value::Null)
+        Self::start(tasks, &Method::GET, url, &Value::Null)
     }
 
     /// Submits runs of `suite` to `url` over and over.
     pub(crate) fn submitting(tasks: usize, url: &str, suite: &str) -> Self {
         Self::start(
             tasks,
-            Method::POST,
+            &Method::POST,
             url,
-            json!({"project": "load", "suite": suite}),
+            &json!({"project": "load", "suite": suite}),
         )
     }
 
-    fn start(tasks: usize, method: Method, url: &str, body: Value) -> Self {
+    fn start(tasks: usize, method: &Method, url: &str, body: &Value) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut set = JoinSet::new();
         for _ in 0..tasks {

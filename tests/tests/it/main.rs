@@ -1,5 +1,10 @@
 //! Scenarios over all crates on real servers.
 #![allow(clippy::print_stderr, reason = "figures belong beside the verdict")]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "what a test expects is its message when it fails"
+)]
 
 mod coherence;
 mod configuration;
@@ -18,7 +23,7 @@ use maestro_tests::Binaries;
 /// Longest wait for a service to become ready on servers that run, on a busy machine.
 const BOOT: Duration = Duration::from_secs(90);
 /// Longest wait for a run to complete.
-const SETTLE: Duration = Duration::from_secs(120);
+const SETTLE: Duration = Duration::from_mins(2);
 /// Longest a service may take to stop: its own deadline is 30 s.
 const STOP: Duration = Duration::from_secs(35);
 /// A ladder short enough to wait for.

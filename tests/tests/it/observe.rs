@@ -103,10 +103,16 @@ fn text<'a>(
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[expect(clippy::too_many_lines, reason = "one story from the client to the last effect")]
 async fn one_trace_crosses_http_sql_outbox_broker_worker_sql_and_redis() -> Result<()> {
     let collector = Collector::default();
     let endpoint = collector.listen().await?;
@@ -272,7 +278,7 @@ async fn a_real_prometheus_scrapes_both_services_without_a_warning() -> Result<(
         "http://{listen}/api/v1/query?query=count%20by%20(service)%20(http_server_request_duration_seconds_count)"
     );
     until(
-        Duration::from_secs(60),
+        Duration::from_mins(1),
         "both services in Prometheus",
         async || {
             let Ok(answer) = client.get(&query).send().await else {

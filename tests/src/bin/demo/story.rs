@@ -14,11 +14,11 @@ use serde_json::json;
 use crate::report::{Report, seconds};
 
 /// Longest wait for a service to become ready on servers that run.
-const BOOT: Duration = Duration::from_secs(60);
+const BOOT: Duration = Duration::from_mins(1);
 /// Longest wait for something that normally takes milliseconds, or the retry ladder's seconds.
-const SETTLE: Duration = Duration::from_secs(60);
+const SETTLE: Duration = Duration::from_mins(1);
 /// Longest wait for work to finish after a server came back.
-const RECOVER: Duration = Duration::from_secs(120);
+const RECOVER: Duration = Duration::from_mins(2);
 /// Longest a service may take to stop.
 const STOP: Duration = Duration::from_secs(35);
 /// How long a killed server stays away, and how long the services are watched afterwards.
