@@ -33,8 +33,16 @@ fn snippets() -> Vec<&'static str> {
         .collect()
 }
 
-/// An interpreter with pika, made once under `target/`.
+/// An interpreter with pika: the machine's, if it has Debian's `python3-pika`, else one made once under
+/// `target/`.
 async fn interpreter() -> PathBuf {
+    let has_pika = Command::new("python3")
+        .args(["-c", "import pika"])
+        .output()
+        .await;
+    if has_pika.is_ok_and(|output| output.status.success()) {
+        return "python3".into();
+    }
     let home = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/python");
     let python = home.join("bin/python");
     let ready = home.join(PIKA);
