@@ -1,11 +1,11 @@
-//! From nothing to a migrated database that answers: a sandbox of `maestro-testkit` beside the way of
-//! `#[sqlx::test]`.
+//! From warm servers to a migrated database that answers: a sandbox of `maestro-testkit`, cloned from a
+//! template, beside the way of `#[sqlx::test]`.
 
 use std::path::Path;
 use std::time::Instant;
 
 use maestro_config::Secret;
-use maestro_testkit::{Sandbox, Stack};
+use maestro_testkit::Stack;
 use sqlx::migrate::Migrator;
 use sqlx::testing::{TestArgs, TestSupport};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, Postgres};
@@ -29,6 +29,18 @@ pub async fn run(rounds: usize) -> Result<Vec<Row>> {
     let migrator = Migrator::new(Path::new(MIGRATIONS)).await?;
     // `sqlx::test` wants it for ever; so does this process.
     let migrator: &'static Migrator = Box::leak(Box::new(migrator));
+    let fingerprint = maestro_testkit::fingerprint([MIGRATIONS])?;
+    // Once for all tests, as a test suite does; the clones are what each test waits for.
+    let template = stack
+        .template("orders", &fingerprint, |blank| async move {
+            let environment = blank.environment();
+            let mut owner =
+                PgConnection::connect(url_in(&environment, "MAESTRO_POSTGRES_MIGRATION_URL")?)
+                    .await?;
+            migrator.run(&mut owner).await?;
+            Result::Ok(owner.close().await?)
+        })
+        .await?;
     Comparison::new(
         "sandbox, migrated and ready",
         Unit::Milliseconds,
@@ -37,9 +49,13 @@ pub async fn run(rounds: usize) -> Result<Vec<Row>> {
             let mut times = Vec::new();
             for _ in 0..EACH {
                 let started = Instant::now();
-                let sandbox = stack.sandbox("orders").await?;
-                migrated(&sandbox, migrator).await?;
+                let sandbox = template.sandbox().await?;
+                let environment = sandbox.direct_environment();
+                let mut service =
+                    PgConnection::connect(url_in(&environment, "MAESTRO_POSTGRES_URL")?).await?;
+                sqlx::query(FIRST_QUERY).execute(&mut service).await?;
                 times.push(started.elapsed());
+                service.close().await?;
                 sandbox.close().await?;
             }
             Ok(middle(times))
@@ -77,21 +93,12 @@ pub async fn run(rounds: usize) -> Result<Vec<Row>> {
     .await
 }
 
-async fn migrated(sandbox: &Sandbox, migrator: &Migrator) -> Result<()> {
-    let environment = sandbox.direct_environment();
-    let url = |wanted: &str| {
-        environment
-            .iter()
-            .find(|(name, _)| name == wanted)
-            .map(|(_, url)| url.as_str())
-            .ok_or("the sandbox has no PostgreSQL")
-    };
-    let mut owner = PgConnection::connect(url("MAESTRO_POSTGRES_MIGRATION_URL")?).await?;
-    migrator.run(&mut owner).await?;
-    owner.close().await?;
-    let mut service = PgConnection::connect(url("MAESTRO_POSTGRES_URL")?).await?;
-    sqlx::query(FIRST_QUERY).execute(&mut service).await?;
-    Ok(service.close().await?)
+fn url_in<'a>(environment: &'a [(String, String)], wanted: &str) -> Result<&'a str> {
+    environment
+        .iter()
+        .find(|(name, _)| name == wanted)
+        .map(|(_, url)| url.as_str())
+        .ok_or_else(|| "the sandbox has no PostgreSQL".into())
 }
 
 fn middle(mut times: Vec<std::time::Duration>) -> f64 {

@@ -117,7 +117,7 @@ struct Program {
     in_container: bool,
 }
 
-const PROGRAMS: [Program; 4] = [
+const PROGRAMS: [Program; 6] = [
     Program {
         name: "PostgreSQL",
         package: "postgresql",
@@ -146,6 +146,22 @@ const PROGRAMS: [Program; 4] = [
         package: "prometheus",
         files: &["/usr/bin/promtool"],
         command: Some("promtool"),
+        in_container: false,
+    },
+    // Stands between a test and its PostgreSQL, wherever that one runs.
+    Program {
+        name: "PgBouncer",
+        package: "pgbouncer",
+        files: &["/usr/sbin/pgbouncer"],
+        command: Some("pgbouncer"),
+        in_container: false,
+    },
+    // The stranger that exchanges messages with ours.
+    Program {
+        name: "pika for Python",
+        package: "python3-pika",
+        files: &["/usr/lib/python3/dist-packages/pika/__init__.py"],
+        command: None,
         in_container: false,
     },
 ];
