@@ -1,5 +1,7 @@
 //! Settings: every `MAESTRO_POSTGRES_*` variable, read once into values that need no later check.
 
+// Long because the settings, their table and its reader must be seen side by side.
+
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -39,6 +41,10 @@ pub struct DbConfig {
     pub(crate) main: Endpoint,
     pub(crate) direct: Endpoint,
     pub(crate) migration: Endpoint,
+    #[expect(
+        dead_code,
+        reason = "checked at the start; nothing is routed to replicas yet"
+    )]
     pub(crate) read: Option<Endpoint>,
     pub(crate) pooler: Pooler,
     pub(crate) pool_max: usize,
@@ -166,7 +172,7 @@ const PASSWORD: Variable = Variable::new("MAESTRO_POSTGRES_PASSWORD", Kind::Stri
 const READ_URL: Variable =
     Variable::new("MAESTRO_POSTGRES_READ_URL", Kind::Url { schemes: SCHEMES })
         .secret()
-        .doc("Read replicas; reads go to the primary when absent.")
+        .doc("Read replicas. Checked, and not used yet: every read goes to the primary.")
         .example("postgresql://orders:<password>@maestro-postgres-read:5432/orders");
 const POOLER: Variable =
     Variable::new("MAESTRO_POSTGRES_POOLER", Kind::Choice { words: &["none", "pgbouncer"] })

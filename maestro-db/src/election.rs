@@ -133,7 +133,7 @@ impl Election {
 
     /// How long a lease asked for at that time can be relied upon.
     fn until(&self, asked: Instant) -> Instant {
-        asked + self.lease - self.lease / MARGIN
+        asked + self.lease.saturating_sub(self.lease / MARGIN)
     }
 
     async fn renew(self, token: i64, valid: watch::Sender<Instant>) {
@@ -213,9 +213,9 @@ impl Leadership {
             election,
             token,
             valid: _,
-            _renewal,
+            _renewal: renewal,
         } = self;
-        drop(_renewal);
+        drop(renewal);
         sqlx::query("update maestro.leases set expires_at = '-infinity' where name = $1 and token = $2 and holder = $3")
             .bind(&*election.name)
             .bind(token)

@@ -21,7 +21,7 @@ impl Transaction {
     /// 2⁶⁴ pairs.
     ///
     /// # Errors
-    /// [`ErrorKind::Timeout`] when the wait exceeds MAESTRO_POSTGRES_LOCK_TIMEOUT; the transaction is
+    /// [`ErrorKind::Timeout`] when the wait exceeds `MAESTRO_POSTGRES_LOCK_TIMEOUT`; the transaction is
     /// aborted then.
     pub async fn advisory_lock(&mut self, name: &str) -> Result<(), Error> {
         let sql = format!("SELECT pg_catalog.pg_advisory_xact_lock({})", key(name));

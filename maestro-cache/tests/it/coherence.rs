@@ -7,9 +7,7 @@ use maestro_cache::{Cache, Region};
 use proptest::prelude::*;
 use tokio::sync::Notify;
 
-use crate::place::{
-    Report, admin, cache, eventually, in_memory, metric, report, sandbox,
-};
+use crate::place::{Report, admin, cache, eventually, in_memory, metric, report, sandbox};
 
 fn region(cache: &Cache) -> Region<Report> {
     cache.region("report").build().unwrap()
@@ -65,7 +63,11 @@ async fn a_value_loaded_before_it_was_removed_never_reaches_redis() {
     let (ours, theirs) = (region(&a), region(&b));
     let load = SlowLoad::start(&ours, None, report(1)).await;
     theirs.remove(1_u64).await.unwrap();
-    assert_eq!(load.finish().await, report(1), "who asked before may see it");
+    assert_eq!(
+        load.finish().await,
+        report(1),
+        "who asked before may see it"
+    );
     stays_absent(&theirs).await;
     stays_absent(&ours).await;
     let refused = "maestro_cache_unstored_loads_total{region=\"report\",reason=\"newer\"}";
@@ -102,7 +104,11 @@ async fn a_value_loaded_before_the_server_was_emptied_never_reaches_redis() {
     let prefix = a.config().prefix();
     for key in ["e:report:1", "t:a", "t:r:report"] {
         let key = format!("{prefix}{key}");
-        let () = redis::cmd("DEL").arg(key).query_async(&mut admin).await.unwrap();
+        let () = redis::cmd("DEL")
+            .arg(key)
+            .query_async(&mut admin)
+            .await
+            .unwrap();
     }
     load.finish().await;
     stays_absent(&theirs).await;
@@ -146,7 +152,10 @@ async fn memory_follows_what_another_process_writes() {
         let finished = Instant::now();
         while ours.get(1_u64).await.unwrap().as_deref() != Some(&report(round)) {
             // One heartbeat and its deadline; in practice a fraction of a millisecond.
-            assert!(finished.elapsed() < Duration::from_millis(1_500), "round {round}");
+            assert!(
+                finished.elapsed() < Duration::from_millis(1_500),
+                "round {round}"
+            );
         }
     }
     in_memory(&a, &ours, 1).await;
@@ -176,8 +185,15 @@ async fn a_tag_reaches_entries_whose_readers_did_not_name_it() {
         })
         .await;
     }
-    ours.entry(1_u64).tag("project-7").put(report(9)).await.unwrap();
-    assert!(ours.get(1_u64).await.unwrap().is_some(), "what comes later lives");
+    ours.entry(1_u64)
+        .tag("project-7")
+        .put(report(9))
+        .await
+        .unwrap();
+    assert!(
+        ours.get(1_u64).await.unwrap().is_some(),
+        "what comes later lives"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -208,7 +224,11 @@ async fn a_marker_that_is_lost_kills_its_entries_and_never_revives_them() {
         reports.entry(1_u64).tag("p").put(report(1)).await.unwrap();
         in_memory(&cache, &reports, 1).await;
         let key = format!("{prefix}{marker}");
-        let () = redis::cmd("DEL").arg(key).query_async(&mut admin).await.unwrap();
+        let () = redis::cmd("DEL")
+            .arg(key)
+            .query_async(&mut admin)
+            .await
+            .unwrap();
         eventually("the entry is dead", || async {
             reports.get(1_u64).await.unwrap().is_none()
         })
@@ -228,12 +248,26 @@ async fn a_neighbours_flush_does_not_empty_our_memory() {
         in_memory(&cache, &reports, id).await;
     }
     let mut neighbour = admin(&sandbox).await;
-    let ours: i64 = cache.config().server().rsplit('/').next().unwrap().parse().unwrap();
+    let ours: i64 = cache
+        .config()
+        .server()
+        .rsplit('/')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
     // Databases beyond 15 are nobody's.
     let theirs = (ours + 1) % 2 + 60;
-    let () = redis::cmd("SELECT").arg(theirs).query_async(&mut neighbour).await.unwrap();
+    let () = redis::cmd("SELECT")
+        .arg(theirs)
+        .query_async(&mut neighbour)
+        .await
+        .unwrap();
     let entries = metric(&cache, "maestro_cache_local_entries");
-    let () = redis::cmd("FLUSHDB").query_async(&mut neighbour).await.unwrap();
+    let () = redis::cmd("FLUSHDB")
+        .query_async(&mut neighbour)
+        .await
+        .unwrap();
     for id in 0..100_u64 {
         assert_eq!(reports.get(id).await.unwrap().as_deref(), Some(&report(id)));
     }
@@ -258,8 +292,16 @@ async fn what_is_written_over_a_link_that_was_lost_is_seen_when_it_is_back() {
         let value = report(100 + round as u64);
         let text = serde_json::to_string(&value).unwrap();
         // Written past our link, as a process elsewhere would.
-        let stored = format!("m1 j- {:016} 9795000300000000 []\n{text}", 8_000_000_000_000_000_u64 + round as u64);
-        let () = redis::cmd("SET").arg(&key).arg(stored).query_async(&mut direct).await.unwrap();
+        let stored = format!(
+            "m1 j- {:016} 9795000300000000 []\n{text}",
+            8_000_000_000_000_000_u64 + round as u64
+        );
+        let () = redis::cmd("SET")
+            .arg(&key)
+            .arg(stored)
+            .query_async(&mut direct)
+            .await
+            .unwrap();
         sandbox.cache_link().restore().await.unwrap();
         eventually("the newer value is seen", || async {
             reports.get(1_u64).await.ok().flatten().as_deref() == Some(&value)
@@ -316,11 +358,17 @@ fn no_id_or_tag_reaches_a_key_outside_the_prefix() {
     // The administrator sees every key: all of ours carry our prefix, and none is the neighbour's.
     runtime.block_on(async {
         let mut admin = admin(&sandbox).await;
-        let keys: Vec<Vec<u8>> = redis::cmd("KEYS").arg("*report*").query_async(&mut admin).await.unwrap();
+        let keys: Vec<Vec<u8>> = redis::cmd("KEYS")
+            .arg("*report*")
+            .query_async(&mut admin)
+            .await
+            .unwrap();
         let ours = cache.config().prefix().as_bytes();
         let stray: Vec<_> = keys
             .iter()
-            .filter(|key| !key.starts_with(ours) && key.starts_with(theirs.config().prefix().as_bytes()))
+            .filter(|key| {
+                !key.starts_with(ours) && key.starts_with(theirs.config().prefix().as_bytes())
+            })
             .collect();
         assert!(stray.is_empty(), "{stray:?}");
     });

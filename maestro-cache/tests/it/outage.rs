@@ -204,10 +204,7 @@ async fn with_the_breaker_open_a_call_is_decided_in_less_than_a_millisecond() {
     let reports = reports(&cache);
     place.redis.kill().await.unwrap();
     let open = "maestro_resilience_breaker_open{target=\"redis\"}";
-    eventually("the breaker opens", || async {
-        metric(&cache, open) > 0.0
-    })
-    .await;
+    eventually("the breaker opens", || async { metric(&cache, open) > 0.0 }).await;
     let mut times = Vec::new();
     for id in 0..1_000_u64 {
         let started = Instant::now();

@@ -13,6 +13,10 @@ use crate::transaction::Transaction;
 #[derive(Clone, Debug)]
 pub struct Tenants {
     pub(super) db: Db,
+    #[expect(
+        dead_code,
+        reason = "row-level security is the only model that works yet"
+    )]
     pub(super) model: TenantModel,
 }
 

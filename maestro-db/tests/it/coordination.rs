@@ -121,7 +121,7 @@ async fn a_lock_of_a_session_is_one_replicas_at_a_time() {
     let (got, ()) = tokio::join!(waiting, async { lock.release().await.unwrap() });
     drop(got.unwrap().unwrap());
     // Dropping it releases it, too.
-    it.db.advisory_lock("report", SOON).await.unwrap().unwrap();
+    drop(it.db.advisory_lock("report", SOON).await.unwrap().unwrap());
 }
 
 #[tokio::test]

@@ -6,6 +6,8 @@
 //! (see `attribution`). A message whose answer is lost with its connection is published again under
 //! the same message id while its deadline lasts.
 
+// Long because one task owns the channel, and its states are followed in one place.
+
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;

@@ -141,7 +141,10 @@ fn a_canary_in_every_secret_variable_is_logged_at_no_level_and_shown_by_no_type(
     tracing::subscriber::with_default(subscriber, || {
         let tables = Service::tables();
         let secret = tables.iter().flat_map(|table| table.variables);
-        let names: Vec<_> = secret.filter(|v| v.is_secret()).map(|v| v.name()).collect();
+        let names: Vec<_> = secret
+            .filter(|v| v.is_secret())
+            .map(maestro_config::Variable::name)
+            .collect();
         assert!(names.len() >= 9, "{names:?}");
         for deployment in ["development", "production"] {
             for name in &names {

@@ -112,7 +112,10 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[expect(clippy::too_many_lines, reason = "one story from the client to the last effect")]
+#[expect(
+    clippy::too_many_lines,
+    reason = "one story from the client to the last effect"
+)]
 async fn one_trace_crosses_http_sql_outbox_broker_worker_sql_and_redis() -> Result<()> {
     let collector = Collector::default();
     let endpoint = collector.listen().await?;

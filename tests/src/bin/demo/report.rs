@@ -32,7 +32,10 @@ impl Report {
     }
 
     /// A figure worth seeing that nothing depends on.
-    #[expect(clippy::unused_self, reason = "a note belongs to the account, which need not change")]
+    #[expect(
+        clippy::unused_self,
+        reason = "a note belongs to the account, which need not change"
+    )]
     pub(crate) fn note(&self, text: impl Display) {
         println!("    · {text}");
     }
