@@ -73,7 +73,7 @@ const CONNECTED: Metric<Gauge, 1> = Metric::gauge(
 .labels(["purpose"]);
 const BREAKER_TRANSITIONS: Metric<Counter, 2> = Metric::counter(
     "maestro_resilience_breaker_transitions_total",
-    "Changes of a circuit breaker, by target and the state it changed to (open, closed).",
+    "Changes of a circuit breaker's state: open, half_open, closed.",
 )
 .labels(["target", "to"]);
 const BREAKER_OPEN: Metric<Gauge, 1> = Metric::gauge(

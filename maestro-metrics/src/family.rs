@@ -336,7 +336,7 @@ impl Collect for Observed {
     }
 }
 
-/// Typed entry for [`Observed`] metrics: histograms cannot be read as one number.
+/// Typed entry for observed metrics: histograms cannot be read as one number.
 pub trait Observable: Handle {}
 impl Observable for crate::handle::Gauge {}
 impl Observable for Counter {}

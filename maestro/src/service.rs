@@ -105,8 +105,8 @@ impl<D: Client, C: Client, M: Client> Service<D, C, M> {
     /// there yet is waited for, without end.
     ///
     /// # Errors
-    /// [`ErrorKind::Listen`] when the address cannot be bound, [`ErrorKind::Migration`] when a
-    /// migration can never be applied, [`ErrorKind::Drain`] when something was left behind: return it
+    /// [`ErrorKind::Listen`](crate::ErrorKind::Listen) when the address cannot be bound, [`ErrorKind::Migration`](crate::ErrorKind::Migration) when a
+    /// migration can never be applied, [`ErrorKind::Drain`](crate::ErrorKind::Drain) when something was left behind: return it
     /// from `main` and the exit code is honest.
     ///
     /// # Cancellation
