@@ -5,7 +5,9 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use maestro_config::{Environment, Identity};
-use maestro_metrics::{HealthRegistry, Registry, Telemetry, TelemetryConfig};
+use maestro_metrics::{
+    HealthRegistry, Registry, Telemetry, TelemetryConfig, observe_process, observe_runtime,
+};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -108,6 +110,10 @@ impl<D: Client, C: Client, M: Client> ServiceBuilder<D, C, M> {
         let (identity, config, telemetry, db, cache, messaging) =
             environment.read::<Settings<D, C, M>>()?;
         let registry = Registry::new(&identity);
+        if owns_process {
+            observe_process(&registry);
+        }
+        observe_runtime(&registry);
         let telemetry = Telemetry::start(&telemetry, &identity, &registry)
             .and_then(|telemetry| {
                 if owns_process {
