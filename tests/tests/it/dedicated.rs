@@ -164,5 +164,15 @@ async fn a_killed_database_gives_clear_errors_and_is_used_again_within_five_seco
     for id in &outcome.accepted {
         platform.completed(id, SETTLE).await?;
     }
+    // With nothing in flight, an outage that lasts until a caller is told.
+    stack.postgres()?.kill().await?;
+    let refused = async || {
+        let run = serde_json::json!({"project": "load", "suite": "smoke"});
+        let (status, body) = platform.fabric.post("/runs", &run).await?;
+        Ok((status != StatusCode::ACCEPTED).then_some((status, body)))
+    };
+    let (status, body) = until(Duration::from_secs(30), "a refusal", refused).await?;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{body}");
+    assert!(body["detail"].is_string(), "{body}");
     Ok(())
 }
