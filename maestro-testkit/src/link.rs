@@ -100,7 +100,7 @@ impl Link {
     }
 
     /// `host:port` of the proxy.
-    pub(crate) fn authority(&self) -> String {
+    pub fn authority(&self) -> String {
         self.address.to_string()
     }
 

@@ -7,6 +7,7 @@ use maestro_config::Secret;
 
 use crate::background;
 use crate::error::{Error, ErrorKind};
+use crate::link::Link;
 use crate::provider::await_ready;
 use crate::service::{Origin, Running, Service, authority};
 use crate::stack::{Member, admin_url};
@@ -47,6 +48,12 @@ impl Server {
     /// `host:port` of the server itself, past every link.
     pub fn authority(&self) -> String {
         self.member.running.address.authority()
+    }
+
+    /// Another network to this server, beside those of sandboxes: for one client of several.
+    pub async fn link(&self) -> Result<Link, Error> {
+        let running = &self.member.running;
+        Link::open(running.service, &running.address.host, running.address.port).await
     }
 
     /// URL of the server's administrator.
