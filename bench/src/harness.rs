@@ -307,10 +307,10 @@ where
     Ok(f64::from(tasks) * f64::from(each) / started.elapsed().as_secs_f64())
 }
 
-/// A peer's name with the version that is linked in.
+/// A peer's name with the version that is linked in; the newest, where another peer brings an older.
 pub fn versioned(package: &str, as_what: &str) -> String {
     let version = LOCK
-        .split("[[package]]")
+        .rsplit("[[package]]")
         .find(|entry| entry.contains(&format!("name = \"{package}\"\n")))
         .and_then(|entry| entry.split_once("version = \"")?.1.split_once('"'))
         .map_or("?", |(version, _)| version);

@@ -294,8 +294,24 @@ impl<K, const N: usize> Metric<K, N> {
     /// Keeps a series of its own for the busiest `keep` values of `label` (tenants); the others are
     /// counted together under `_overflow`.
     ///
+    /// Busy is what is looked up often ([`Family::with`](crate::Family::with)), so resolve handles
+    /// as the work comes instead of holding them. A value that becomes clearly busier than one of
+    /// those kept takes its place, once in 10 s on average: its series begins at 0, and the other
+    /// one ends, with what was counted until then, so that rates stay right and no event is counted
+    /// twice. A gauge that is raised and lowered adds up under `_overflow`; one that is set does not,
+    /// and is better observed ([`Registry::observe`](crate::Registry::observe)): there the largest
+    /// values are kept and the others added up.
+    ///
+    /// ```
+    /// use maestro_metrics::{Counter, Metric};
+    ///
+    /// const ORDERS: Metric<Counter, 2> = Metric::counter("orders_total", "Orders by tenant.")
+    ///     .labels(["tenant", "result"])
+    ///     .top("tenant", 20);
+    /// ```
+    ///
     /// # Panics
-    /// If there is no such label; in a `const` this is a compile error.
+    /// If there is no such label, or none is kept; in a `const` this is a compile error.
     #[must_use]
     pub const fn top(mut self, label: &'static str, keep: usize) -> Self {
         let mut i = 0;
@@ -305,6 +321,7 @@ impl<K, const N: usize> Metric<K, N> {
             i += 1;
         }
         assert!(found, "`top` names one of the metric's labels");
+        assert!(keep > 0, "`top` keeps at least one value");
         self.parts.top = Some(Top { label, keep });
         self
     }
@@ -400,6 +417,12 @@ pub struct Description {
     pub top: Option<Top>,
     /// How far the name can be relied upon.
     pub stability: Stability,
+}
+
+impl Description {
+    pub(crate) fn label(&self, index: usize) -> &'static str {
+        self.labels.get(index).copied().unwrap_or_default()
+    }
 }
 
 /// The metrics of one crate.

@@ -25,6 +25,11 @@ impl Integer {
     pub(crate) fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
+
+    /// The value; 0 from now on.
+    pub(crate) fn take(&self) -> u64 {
+        self.0.swap(0, Ordering::Relaxed)
+    }
 }
 
 /// A floating-point number kept as its bits.
@@ -55,6 +60,11 @@ impl Number {
 
     pub(crate) fn value(&self) -> f64 {
         f64::from_bits(self.0.load(Ordering::Relaxed))
+    }
+
+    /// The value; 0 from now on.
+    pub(crate) fn take(&self) -> f64 {
+        f64::from_bits(self.0.swap(0f64.to_bits(), Ordering::Relaxed))
     }
 }
 
@@ -198,6 +208,21 @@ impl HistogramCells {
                 span: trace.span_id(),
                 at: SystemTime::now(),
             });
+        }
+    }
+
+    /// Moves all observations to another histogram of the same metric.
+    pub(crate) fn drain_into(&self, other: &Self) {
+        for (from, to) in self.shards.iter().zip(&other.shards) {
+            let Some(from) = from.get() else { continue };
+            let to = to.get_or_init(|| other.blocks());
+            let slots = from
+                .iter()
+                .zip(to)
+                .flat_map(|(from, to)| from.0.iter().zip(&to.0));
+            for (from, to) in slots {
+                to.fetch_add(from.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+            }
         }
     }
 

@@ -10,7 +10,14 @@ use parking_lot::RwLock;
 
 use crate::catalogue::Description;
 use crate::cell::Sample;
+use crate::handle::sealed::Sealed;
 use crate::handle::{Counter, Handle};
+
+mod observed;
+mod top;
+
+pub(crate) use observed::Observed;
+use top::{Contest, Members, Score};
 
 /// The label value that stands for all that exceed a family's limit.
 pub const OVERFLOW: &str = "_overflow";
@@ -27,6 +34,8 @@ struct Inner<K> {
     description: Description,
     hasher: DefaultHashBuilder,
     table: RwLock<Table<K>>,
+    /// For the label of which only the busiest values are kept.
+    contest: Option<Contest>,
     /// Labels that ran over, `maestro_metrics_overflow_total`; the counter's own family has none.
     overflows: Option<Family<Counter, 2>>,
 }
@@ -39,6 +48,12 @@ struct Table<K> {
     /// Set once the limit is reached: the label with the most values, which is the one that ran
     /// away.
     runaway: Option<usize>,
+    /// The labels of which values were counted under `_overflow`, and how often.
+    overflowed: Vec<(usize, Counter)>,
+    members: Members,
+    /// Cells whose series are gone, while somebody may hold their handles still: what is recorded
+    /// there belongs to the other one.
+    retired: Vec<(K, K)>,
 }
 
 struct Series<K> {
@@ -47,10 +62,16 @@ struct Series<K> {
     /// `a="1",b="2"`, escaped, so that a scrape only copies.
     rendered: Box<str>,
     handle: K,
+    /// How busy the value of the label is of which only the busiest are kept.
+    score: Option<Arc<Score>>,
 }
 
 impl<K: Handle, const N: usize> Family<K, N> {
     pub(crate) fn new(description: Description, overflows: Option<Family<Counter, 2>>) -> Self {
+        let contest = description.top.and_then(|top| {
+            let label = description.labels.iter().position(|l| *l == top.label)?;
+            Some(Contest::new(label, top.keep))
+        });
         Self {
             inner: Arc::new(Inner {
                 description,
@@ -59,7 +80,11 @@ impl<K: Handle, const N: usize> Family<K, N> {
                     index: HashTable::new(),
                     series: Arc::new(Vec::new()),
                     runaway: None,
+                    overflowed: Vec::new(),
+                    members: Members::default(),
+                    retired: Vec::new(),
                 }),
+                contest,
                 overflows,
             }),
         }
@@ -70,10 +95,18 @@ impl<K: Handle, const N: usize> Family<K, N> {
     ///
     /// Beyond the family's limit, the label with the most values is replaced by [`OVERFLOW`], the
     /// overflow is counted in `maestro_metrics_overflow_total`, and one log line names the label.
+    /// The same happens to values that are not among the busiest of a label declared with
+    /// [`Metric::top`](crate::Metric::top).
     pub fn with(&self, values: [&str; N]) -> K {
         let hash = self.hash(&values);
-        if let Some(handle) = self.inner.table.read().find(hash, &values) {
-            return handle.clone();
+        {
+            let table = self.inner.table.read();
+            if let Some(series) = table.find(hash, &values) {
+                return series.looked_up();
+            }
+            if let Some(handle) = self.overflow_of(&table, values) {
+                return handle;
+            }
         }
         self.create(hash, values)
     }
@@ -83,63 +116,171 @@ impl<K: Handle, const N: usize> Family<K, N> {
         self.inner.table.read().series.len()
     }
 
+    /// The overflow series that these values are counted under, when nothing has to be created or
+    /// decided for it: scanners must not make callers wait for the write lock.
+    fn overflow_of(&self, table: &Table<K>, mut values: [&str; N]) -> Option<K> {
+        let outside = self.inner.contest.as_ref().filter(|contest| {
+            let value = values[contest.label];
+            let hash = self.inner.hasher.hash_one(value);
+            !contest.may_enter(&table.members, value, hash)
+        });
+        let label = outside.map(|contest| contest.label).or(table.runaway)?;
+        values[label] = OVERFLOW;
+        let series = table.find(self.hash(&values), &values)?;
+        let (_, overflowed) = table.overflowed.iter().find(|(l, _)| *l == label)?;
+        overflowed.increment();
+        Some(series.handle.clone())
+    }
+
     #[cold]
-    fn create(&self, hash: u64, values: [&str; N]) -> K {
+    fn create(&self, hash: u64, mut values: [&str; N]) -> K {
         let description = &self.inner.description;
         let mut table = self.inner.table.write();
-        if let Some(handle) = table.find(hash, &values) {
-            return handle.clone();
+        if let Some(series) = table.find(hash, &values) {
+            return series.looked_up();
         }
-        if table.series.len() < description.limit || N == 0 {
-            return table.insert(description, hash, &values);
-        }
-        let first = table.runaway.is_none();
-        let runaway = match table.runaway {
-            Some(label) => label,
-            None => widest_label(&table.series, N),
-        };
-        table.runaway = Some(runaway);
-        let mut instead = values;
-        instead[runaway] = OVERFLOW;
-        let hash = self.hash(&instead);
-        let handle = if let Some(handle) = table.find(hash, &instead) {
-            handle.clone()
-        } else if table.series.len() < description.limit + OVERFLOW_SERIES {
-            table.insert(description, hash, &instead)
-        } else {
-            // More than one label runs away.
-            let instead = [OVERFLOW; N];
-            let hash = self.hash(&instead);
-            match table.find(hash, &instead) {
-                Some(handle) => handle.clone(),
-                None => table.insert(description, hash, &instead),
+        let (mut score, mut over) = (None, None);
+        if let Some(contest) = &self.inner.contest {
+            let value = values[contest.label];
+            if value != OVERFLOW {
+                let hash = self.inner.hasher.hash_one(value);
+                score = contest.enter(&mut table.members, value, hash);
+                over = score.is_none().then_some(contest.label);
             }
-        };
-        drop(table);
-        let label = description.labels.get(runaway).copied().unwrap_or_default();
-        if let Some(overflows) = &self.inner.overflows {
-            overflows.with([description.name, label]).increment();
         }
+        if over.is_none() && N > 0 && table.series.len() >= description.limit {
+            let runaway = match table.runaway {
+                Some(label) => label,
+                None => widest_label(&table.series, N),
+            };
+            table.runaway = Some(runaway);
+            over = Some(runaway);
+        }
+        let Some(label) = over else {
+            return table.insert(description, hash, &values, score);
+        };
+        values[label] = OVERFLOW;
+        let handle = self.overflow_in(&mut table, &values);
+        let known = table.overflowed.iter().find(|(l, _)| *l == label);
+        let known = known.map(|(_, counter)| counter.clone());
+        let first = known.is_none();
+        let overflowed = known.unwrap_or_else(|| self.overflow_counter(label));
         if first {
-            tracing::warn!(
-                metric = description.name,
-                label,
-                limit = description.limit,
-                "a metric reached its limit of series; further values of this label are counted \
-                 under `_overflow`: take the label from a bounded set, or raise the limit where \
-                 the metric is declared"
-            );
+            table.overflowed.push((label, overflowed.clone()));
+        }
+        drop(table);
+        overflowed.increment();
+        if first {
+            self.tell(label);
         }
         handle
     }
 
-    fn hash(&self, values: &[&str; N]) -> u64 {
+    /// The overflow series for these values, of which one is [`OVERFLOW`]; when more than one label
+    /// runs away, the one for all.
+    fn overflow_in(&self, table: &mut Table<K>, values: &[&str]) -> K {
+        let description = &self.inner.description;
+        let hash = self.hash(values);
+        if let Some(series) = table.find(hash, values) {
+            return series.handle.clone();
+        }
+        if table.series.len() < description.limit + OVERFLOW_SERIES {
+            return table.insert(description, hash, values, None);
+        }
+        let all = [OVERFLOW; N];
+        let hash = self.hash(&all);
+        match table.find(hash, &all) {
+            Some(series) => series.handle.clone(),
+            None => table.insert(description, hash, &all, None),
+        }
+    }
+
+    fn overflow_counter(&self, label: usize) -> Counter {
+        let description = &self.inner.description;
+        match &self.inner.overflows {
+            Some(overflows) => overflows.with([description.name, description.label(label)]),
+            None => Counter::birth(description),
+        }
+    }
+
+    fn tell(&self, label: usize) {
+        let description = &self.inner.description;
+        let (metric, label) = (description.name, description.label(label));
+        if let Some(top) = description.top.filter(|top| top.label == label) {
+            tracing::info!(
+                metric,
+                label,
+                keep = top.keep,
+                "a label has more values than are kept: the busiest have a series of their own, \
+                 the others are counted under `_overflow`"
+            );
+            return;
+        }
+        tracing::warn!(
+            metric,
+            label,
+            limit = description.limit,
+            "a metric reached its limit of series; further values of this label are counted under \
+             `_overflow`: take the label from a bounded set, or raise the limit where the metric \
+             is declared"
+        );
+    }
+
+    fn hash(&self, values: &[&str]) -> u64 {
         self.inner.hasher.hash_one(values)
+    }
+
+    /// At a scrape: what was recorded for values that have no series any more is counted under
+    /// `_overflow`; the series to show, and the values that are shown for the last time.
+    fn settle(&self) -> (AllSeries<K>, Vec<Box<str>>) {
+        let mut table = self.inner.table.write();
+        table.retired.retain(|(cell, overflow)| {
+            // In this order: who holds a handle when it is looked at may record until it is drained.
+            let held = cell.is_held();
+            cell.drain_into(overflow);
+            held
+        });
+        (Arc::clone(&table.series), table.members.leaving())
+    }
+
+    /// After a scrape: the series it has shown for the last time go.
+    fn dismiss(&self, contest: &Contest, shown: &[Box<str>]) {
+        let mut table = self.inner.table.write();
+        let gone = contest.dismiss(&mut table.members, shown);
+        if gone.is_empty() {
+            return;
+        }
+        for series in table.take(contest.label, &gone) {
+            let mut values: Vec<&str> = series.values.iter().map(|value| &**value).collect();
+            values[contest.label] = OVERFLOW;
+            let overflow = self.overflow_in(&mut table, &values);
+            table.retired.push((series.handle.clone(), overflow));
+        }
     }
 }
 
-impl<K: Clone> Table<K> {
-    fn find(&self, hash: u64, values: &[&str]) -> Option<&K> {
+type AllSeries<K> = Arc<Vec<Arc<Series<K>>>>;
+
+impl<K> Series<K> {
+    fn labels(&self) -> Labels<'_> {
+        Labels {
+            values: &self.values,
+            rendered: &self.rendered,
+        }
+    }
+}
+
+impl<K: Clone> Series<K> {
+    fn looked_up(&self) -> K {
+        if let Some(score) = &self.score {
+            score.raise();
+        }
+        self.handle.clone()
+    }
+}
+
+impl<K> Table<K> {
+    fn find(&self, hash: u64, values: &[&str]) -> Option<&Series<K>> {
         let at = self.index.find(hash, |at| {
             let series = &self.series[*at];
             series.hash == hash
@@ -149,18 +290,39 @@ impl<K: Clone> Table<K> {
                     .map(|v| &**v)
                     .eq(values.iter().copied())
         })?;
-        Some(&self.series[*at].handle)
+        Some(&self.series[*at])
+    }
+
+    /// Takes the series out that have one of these values.
+    fn take(&mut self, label: usize, values: &[Box<str>]) -> Vec<Arc<Series<K>>> {
+        let all = self.series.iter().cloned();
+        let (taken, left): (Vec<_>, Vec<_>) =
+            all.partition(|series| values.contains(&series.values[label]));
+        self.index.clear();
+        for (at, series) in left.iter().enumerate() {
+            self.index
+                .insert_unique(series.hash, at, |at| left[*at].hash);
+        }
+        self.series = Arc::new(left);
+        taken
     }
 }
 
 impl<K: Handle> Table<K> {
-    fn insert(&mut self, description: &Description, hash: u64, values: &[&str]) -> K {
+    fn insert(
+        &mut self,
+        description: &Description,
+        hash: u64,
+        values: &[&str],
+        score: Option<Arc<Score>>,
+    ) -> K {
         let handle = K::birth(description);
         Arc::make_mut(&mut self.series).push(Arc::new(Series {
             hash,
             values: values.iter().map(|value| Box::from(*value)).collect(),
             rendered: render(description.labels.iter().copied(), values.iter().copied()).into(),
             handle: handle.clone(),
+            score,
         }));
         let Self { index, series, .. } = self;
         index.insert_unique(hash, series.len() - 1, |at| series[*at].hash);
@@ -188,13 +350,24 @@ impl<K: Handle, const N: usize> Collect for Family<K, N> {
     }
 
     fn collect(&self, each: &mut dyn FnMut(Labels<'_>, Sample)) {
-        let series = Arc::clone(&self.inner.table.read().series);
-        for series in &*series {
-            let labels = Labels {
-                values: &series.values,
-                rendered: &series.rendered,
+        let Some(contest) = &self.inner.contest else {
+            let series = Arc::clone(&self.inner.table.read().series);
+            for series in &*series {
+                each(series.labels(), series.handle.sample());
+            }
+            return;
+        };
+        let (all, leaving) = self.settle();
+        for series in &*all {
+            let sample = if leaving.contains(&series.values[contest.label]) {
+                series.handle.last_sample(&self.inner.description)
+            } else {
+                series.handle.sample()
             };
-            each(labels, series.handle.sample());
+            each(series.labels(), sample);
+        }
+        if !leaving.is_empty() {
+            self.dismiss(contest, &leaving);
         }
     }
 }
@@ -253,87 +426,6 @@ pub(crate) fn render<'a>(
         text.push('"');
     }
     text
-}
-
-/// A metric whose values are read at a scrape.
-pub(crate) struct Observed {
-    description: Description,
-    sources: RwLock<Vec<Source>>,
-}
-
-struct Source {
-    values: Values,
-    rendered: Arc<str>,
-    read: Read,
-}
-
-type Values = Arc<[Box<str>]>;
-pub(crate) type Read = Arc<dyn Fn() -> Option<f64> + Send + Sync>;
-
-impl Observed {
-    pub(crate) fn new(description: Description) -> Self {
-        Self {
-            description,
-            sources: RwLock::new(Vec::new()),
-        }
-    }
-
-    pub(crate) fn add(&self, values: &[&str], read: Read) {
-        self.sources.write().push(Source {
-            values: values.iter().map(|value| Box::from(*value)).collect(),
-            rendered: render(
-                self.description.labels.iter().copied(),
-                values.iter().copied(),
-            )
-            .into(),
-            read,
-        });
-    }
-}
-
-impl Collect for Observed {
-    fn description(&self) -> &Description {
-        &self.description
-    }
-
-    fn collect(&self, each: &mut dyn FnMut(Labels<'_>, Sample)) {
-        // Sources run without the lock, so that one may create another.
-        let sources: Vec<_> = {
-            let sources = self.sources.read();
-            let parts = sources.iter().map(|source| {
-                let Source {
-                    values,
-                    rendered,
-                    read,
-                } = source;
-                (Arc::clone(values), Arc::clone(rendered), Arc::clone(read))
-            });
-            parts.collect()
-        };
-        let mut gone: Vec<Read> = Vec::new();
-        let mut merged: Vec<(Values, Arc<str>, f64)> = Vec::with_capacity(sources.len());
-        for (values, rendered, read) in sources {
-            match read() {
-                Some(value) => match merged.iter_mut().find(|(_, labels, _)| *labels == rendered) {
-                    Some((_, _, sum)) => *sum += value,
-                    None => merged.push((values, rendered, value)),
-                },
-                None => gone.push(read),
-            }
-        }
-        if !gone.is_empty() {
-            self.sources
-                .write()
-                .retain(|source| !gone.iter().any(|read| Arc::ptr_eq(read, &source.read)));
-        }
-        for (values, rendered, value) in merged {
-            let labels = Labels {
-                values: &values,
-                rendered: &rendered,
-            };
-            each(labels, Sample::Number(value));
-        }
-    }
 }
 
 /// Typed entry for observed metrics: histograms cannot be read as one number.

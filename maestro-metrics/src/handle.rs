@@ -146,6 +146,20 @@ pub(crate) mod sealed {
     pub trait Sealed {
         fn birth(description: &Description) -> Self;
         fn sample(&self) -> Sample;
+        /// Whether anybody but the one who asks holds it.
+        fn is_held(&self) -> bool;
+        /// Moves what was recorded to another one of the same metric.
+        fn drain_into(&self, other: &Self);
+
+        /// What a scrape shows for the last time; what is recorded from then on stays.
+        fn last_sample(&self, description: &Description) -> Sample
+        where
+            Self: Sized,
+        {
+            let last = Self::birth(description);
+            self.drain_into(&last);
+            last.sample()
+        }
     }
 
     impl Sealed for Counter {
@@ -155,6 +169,14 @@ pub(crate) mod sealed {
 
         fn sample(&self) -> Sample {
             Sample::Integer(self.value())
+        }
+
+        fn is_held(&self) -> bool {
+            Arc::strong_count(&self.0) > 1
+        }
+
+        fn drain_into(&self, other: &Self) {
+            other.0.add(self.0.take());
         }
     }
 
@@ -166,6 +188,19 @@ pub(crate) mod sealed {
         fn sample(&self) -> Sample {
             Sample::Number(self.value())
         }
+
+        fn is_held(&self) -> bool {
+            Arc::strong_count(&self.0) > 1
+        }
+
+        fn drain_into(&self, other: &Self) {
+            other.0.add(self.0.take());
+        }
+
+        fn last_sample(&self, _: &Description) -> Sample {
+            // What was raised will be lowered again.
+            self.sample()
+        }
     }
 
     impl Sealed for Histogram {
@@ -175,6 +210,14 @@ pub(crate) mod sealed {
 
         fn sample(&self) -> Sample {
             Sample::Histogram(Box::new(self.0.snapshot()))
+        }
+
+        fn is_held(&self) -> bool {
+            Arc::strong_count(&self.0) > 1
+        }
+
+        fn drain_into(&self, other: &Self) {
+            self.0.drain_into(&other.0);
         }
     }
 }

@@ -60,6 +60,7 @@ mod catalogue;
 mod cell;
 mod config;
 mod context;
+pub mod coverage;
 pub mod docs;
 mod drain;
 mod encode;
@@ -74,6 +75,7 @@ mod http;
 mod metrics;
 #[cfg(feature = "otlp")]
 mod otlp;
+mod outage;
 #[cfg(feature = "http")]
 mod outbound;
 mod process;
@@ -117,6 +119,7 @@ pub use http::{Operations, ServerLayer, ServerService};
 pub use metrics::CATALOGUE;
 #[cfg(feature = "otlp")]
 pub use otlp::Endpoint;
+pub use outage::Outage;
 #[cfg(feature = "http")]
 pub use outbound::{ClientLayer, ClientService, Repeatable};
 pub use process::{observe_process, observe_runtime};
@@ -129,3 +132,8 @@ pub use telemetry::{
     LogConfig, LogControl, LogFormat, LogLevel, SecretHeaders, Telemetry, TelemetryBuilder,
     TelemetryConfig, TelemetryReport, TracingConfig,
 };
+
+/// The guide's snippets compile.
+#[cfg(all(doctest, feature = "http", feature = "otlp", feature = "push"))]
+#[doc = include_str!("../../docs/observability.md")]
+struct Guide;

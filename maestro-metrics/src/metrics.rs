@@ -6,7 +6,7 @@ use crate::handle::{Counter, Gauge, Histogram};
 pub(crate) const OVERFLOWS: Metric<Counter, 2> = Metric::counter(
     "maestro_metrics_overflow_total",
     "Lookups of label values that were counted under `_overflow`, because the family had reached \
-     its limit of series.",
+     its limit of series, or only the busiest values of the label are kept.",
 )
 .labels(["metric", "label"]);
 

@@ -65,6 +65,66 @@ async fn a_hundred_thousand_tenants_make_a_thousand_series_and_one_line() {
     );
 }
 
+const BUSIEST: Metric<Histogram, 2> = Metric::seconds("busiest_seconds", "Time by tenant.")
+    .labels(["tenant", "result"])
+    .top("tenant", 20);
+
+#[tokio::test]
+async fn of_a_hundred_thousand_tenants_the_busiest_have_series_in_steady_memory() {
+    let service = Service::start(&[]);
+    let time = service.registry.family(&BUSIEST);
+    let record = |round: usize| {
+        for i in 0..MANY {
+            // Every tenth event is of one of ten busy tenants, all others of a new tenant each.
+            let tenant = match i % 10 {
+                0 => format!("busy-{}", i / 10 % 10),
+                _ => format!("tenant-{round}-{i}"),
+            };
+            time.with([&tenant, "ok"]).observe(0.01);
+        }
+        service.registry.text()
+    };
+    record(0);
+    let (size, memory) = (service.registry.text().len(), resident_kib());
+    let mut text = String::new();
+    for round in 1..=3 {
+        text = record(round);
+    }
+    let (size_after, memory_after) = (text.len(), resident_kib());
+    for busy in 0..10 {
+        let shown = format!("busiest_seconds_count{{tenant=\"busy-{busy}\"");
+        let shown = shown.replace(
+            '{',
+            "{service=\"quality-fabric\",team=\"quality\",environment=\"test\",",
+        );
+        assert!(text.contains(&shown), "{shown} in {text}");
+    }
+    assert!(time.series() <= 21 + 10, "{} series", time.series());
+    assert!(size_after < size + 500, "{size} grew to {size_after}");
+    let grown = memory_after.saturating_sub(memory);
+    assert!(
+        grown < 8 << 10,
+        "{grown} KiB more after another {} tenants",
+        3 * MANY
+    );
+    let lines = service.logs.json();
+    let lines: Vec<_> = lines
+        .iter()
+        .filter(|line| line["fields"]["metric"] == "busiest_seconds")
+        .collect();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert_eq!(lines[0]["fields"]["label"], "tenant");
+    assert_eq!(lines[0]["fields"]["keep"], 20);
+    let overflow = ["metric=\"busiest_seconds\"", "label=\"tenant\""];
+    let counted = sum(
+        &service.registry,
+        "maestro_metrics_overflow_total",
+        &overflow,
+    );
+    let most = 4.0 * MANY as f64;
+    assert!((0.85 * most..most).contains(&counted), "{counted}");
+}
+
 #[tokio::test]
 async fn a_hundred_thousand_paths_and_methods_are_a_handful_of_series() {
     let registry = Registry::detached();

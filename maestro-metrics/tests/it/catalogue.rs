@@ -1,4 +1,3 @@
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use axum::Router;
@@ -6,20 +5,21 @@ use axum::body::Body;
 use axum::http::{Request, Response, StatusCode};
 use axum::routing::get;
 use maestro_metrics::{
-    CATALOGUE, ClientLayer, Counter, Criticality, Gauge, HealthCheck, HealthRegistry, HealthStatus,
-    Metric, Operations, observe_process, observe_runtime,
+    CATALOGUE, Catalogue, ClientLayer, Counter, Criticality, Gauge, HealthCheck, HealthRegistry,
+    HealthStatus, Metric, Operations, coverage, observe_process, observe_runtime,
 };
 use tower::{Layer, ServiceExt};
 use tracing::{Instrument, info_span};
 
 use crate::collector::{Behaviour, Collector};
-use crate::service::{Service, until};
+use crate::service::{Service, sum, until};
 
 const WIDE: Metric<Counter, 1> = Metric::counter("wide_total", "Wide.")
     .labels(["a"])
     .limit(1);
 const TWICE: Metric<Gauge> = Metric::gauge("wide", "Declared as something else below.");
 const AGAIN: Metric<Gauge, 1> = Metric::gauge("wide", "Again.").labels(["a"]);
+const OWN: Catalogue = Catalogue::new("test", &[WIDE.describe(), TWICE.describe()]);
 
 #[tokio::test]
 async fn what_is_declared_is_emitted_and_what_is_emitted_is_declared() {
@@ -65,15 +65,24 @@ async fn what_is_declared_is_emitted_and_what_is_emitted_is_declared() {
         .instrument(info_span!("work"))
         .await;
     until("the span is exported", || !collector.spans().is_empty()).await;
+    collector.behave(Behaviour::Reject { spans: 1 });
+    service.logs.fail();
+    async { tracing::error!("kept, written nowhere, and rejected") }
+        .instrument(info_span!("work"))
+        .await;
+    let dropped = "maestro_traces_spans_dropped_total";
+    until("the span is rejected", || {
+        sum(&registry, dropped, &[]) > 0.0
+    })
+    .await;
+    // Counted in hundredths of a second.
+    let cpu = "process_cpu_seconds_total";
+    until("CPU time is used", || sum(&registry, cpu, &[]) > 0.0).await;
 
     let text = registry.text();
-    let emitted: BTreeSet<&str> = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
-        .filter(|name| !name.starts_with("wide"))
-        .collect();
-    let declared: BTreeSet<&str> = CATALOGUE.metrics.iter().map(|metric| metric.name).collect();
-    assert_eq!(emitted, declared);
+    let all = [&CATALOGUE, &OWN];
+    assert_eq!(coverage::undeclared(&all, &text), [""; 0]);
+    assert_eq!(coverage::unmoved(&all, &text), [""; 0], "{text}");
     health.stop().await;
     service.shutdown(Duration::from_secs(5)).await;
 }

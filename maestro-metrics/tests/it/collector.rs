@@ -133,6 +133,20 @@ impl Collector {
             .unwrap_or_else(|| panic!("no span {name} among {names:?}"))
     }
 
+    /// An attribute of who sent the first of what was accepted.
+    pub(crate) fn resource(&self, key: &str) -> Option<String> {
+        let requests = self.state.requests.lock().unwrap();
+        let resource = requests.first()?.resource_spans.first()?.resource.clone()?;
+        let pair = resource
+            .attributes
+            .into_iter()
+            .find(|pair| pair.key == key)?;
+        match pair.value?.value? {
+            Value::StringValue(text) => Some(text),
+            other => Some(format!("{other:?}")),
+        }
+    }
+
     /// Requests that arrived, whatever became of them.
     pub(crate) fn arrived(&self) -> usize {
         self.state.headers.lock().unwrap().len()
@@ -162,6 +176,11 @@ impl State {
             .await
             .map(http_body_util::Collected::to_bytes)
             .unwrap_or_default();
+        let packed = head.headers.get("content-encoding");
+        let bytes = match packed.map(HeaderValue::as_bytes) {
+            Some(b"gzip") => unpacked(&bytes),
+            _ => bytes,
+        };
         self.headers.lock().unwrap().push(head.headers);
         self.raw.lock().unwrap().push(bytes.clone());
         let behaviour = *self.behaviour.lock().unwrap();
@@ -202,6 +221,13 @@ impl State {
         }
         Response::new(full(encoded.into()))
     }
+}
+
+fn unpacked(bytes: &[u8]) -> Bytes {
+    let mut unpacked = Vec::new();
+    let mut decoder = flate2::read::GzDecoder::new(bytes);
+    std::io::Read::read_to_end(&mut decoder, &mut unpacked).unwrap();
+    unpacked.into()
 }
 
 fn full(bytes: Bytes) -> Body {

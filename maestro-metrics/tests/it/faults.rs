@@ -2,6 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
+use axum::routing::get;
+use maestro_metrics::{HealthRegistry, Operations};
+use tower::ServiceExt;
 use tracing::{Instrument, info_span};
 
 use crate::collector::{Behaviour, Collector};
@@ -152,32 +158,104 @@ async fn a_full_queue_drops_and_counts_and_never_waits() {
     );
 }
 
-#[tokio::test]
-async fn requests_do_not_feel_a_slow_collector() {
-    // Measured beside each other in one run: the slowest percent with a collector that takes 10 s
-    // for each batch, and with one that answers at once.
-    let quick = Collector::http(Behaviour::Accept).await;
-    let slow = Collector::http(Behaviour::Slow(Duration::from_secs(10))).await;
-    let mut worst = Vec::new();
-    for collector in [&quick, &slow] {
-        let service = pointed_at(&collector.url(), &[]);
-        work(600).await;
-        until("the first batch", || collector.arrived() > 0).await;
-        let mut times: Vec<Duration> = Vec::new();
-        for _ in 0..2_000 {
-            let start = Instant::now();
-            work(1).await;
-            times.push(start.elapsed());
-        }
-        times.sort();
-        worst.push(times[times.len() * 99 / 100]);
-        service.shutdown(Duration::from_millis(300)).await;
+/// What a service may meet where its collector should be.
+async fn faults() -> Vec<(&'static str, String, Option<Collector>)> {
+    let mut faults = vec![
+        // A name that no resolver knows, and a machine on which nobody listens.
+        ("absent", "http://collector.invalid:4318".to_owned(), None),
+        ("refusing", closed_port().await, None),
+    ];
+    for (name, behaviour) in [
+        ("hanging", Behaviour::Hang),
+        ("answering 500", Behaviour::Answer(500)),
+        ("slow", Behaviour::Slow(Duration::from_secs(10))),
+    ] {
+        let collector = Collector::http(behaviour).await;
+        faults.push((name, collector.url(), Some(collector)));
     }
-    let (quick, slow) = (worst[0], worst[1]);
-    assert!(
-        slow < quick * 20 + Duration::from_millis(20),
-        "p99 {slow:?} against {quick:?}"
-    );
+    faults
+}
+
+/// The routes of a service, with everything a request gets.
+fn routes(service: &Service) -> Router {
+    let health = HealthRegistry::new(&service.identity, &service.registry);
+    let routes = Router::new().route("/orders/{id}", get(|| async { "an order" }));
+    Operations::new(&service.registry, &health).around(routes)
+}
+
+/// How long each of so many requests took, one after the other.
+async fn requests(service: &Service, app: &Router, count: usize) -> Vec<Duration> {
+    let _current = tracing::dispatcher::set_default(service.telemetry.dispatch());
+    let mut took = Vec::with_capacity(count);
+    for _ in 0..count {
+        let request = Request::get("/orders/7").body(Body::empty()).unwrap();
+        let start = Instant::now();
+        let response = app.clone().oneshot(request).await.unwrap();
+        took.push(start.elapsed());
+        assert_eq!(response.status(), StatusCode::OK);
+    }
+    took
+}
+
+fn p99(times: &mut [Duration]) -> Duration {
+    times.sort_unstable();
+    times[times.len() * 99 / 100]
+}
+
+#[tokio::test]
+async fn requests_do_not_feel_a_collector_that_fails_and_every_lost_span_is_counted() {
+    // In turns in one run, so that whatever else the machine does meets both alike.
+    const TURNS: usize = 20;
+    const EACH: usize = 200;
+    const WITHIN: Duration = Duration::from_secs(1);
+    for (fault, url, collector) in faults().await {
+        let accepting = Collector::http(Behaviour::Accept).await;
+        let well = pointed_at(&accepting.url(), &[]);
+        let ill = pointed_at(&url, &[("MAESTRO_TRACING_QUEUE", "500")]);
+        let (well_app, ill_app) = (routes(&well), routes(&ill));
+        // Measured from the moment at which the fault is there.
+        requests(&ill, &ill_app, 600).await;
+        until("the exporter meets the fault", || {
+            let failing = ["state=\"failing\""];
+            collector.as_ref().is_some_and(|it| it.arrived() > 0)
+                || sum(&ill.registry, "maestro_traces_exporter_state", &failing) > 0.0
+        })
+        .await;
+        let (mut quiet, mut faulty) = (Vec::new(), Vec::new());
+        for _ in 0..TURNS {
+            quiet.extend(requests(&well, &well_app, EACH).await);
+            faulty.extend(requests(&ill, &ill_app, EACH).await);
+        }
+        let (quiet, faulty) = (p99(&mut quiet), p99(&mut faulty));
+
+        let registry = ill.registry.clone();
+        let start = Instant::now();
+        let report = ill.shutdown(WITHIN).await;
+        let took = start.elapsed();
+        let lost: u64 = report.dropped.iter().map(|(_, spans)| spans).sum();
+        eprintln!("{fault}: p99 {faulty:?}, else {quiet:?}; stopped in {took:?}; {report}");
+        assert!(
+            faulty <= quiet * 2 + Duration::from_millis(2),
+            "{fault}: p99 {faulty:?}, else {quiet:?}"
+        );
+        assert!(
+            took < WITHIN + Duration::from_millis(500),
+            "{fault}: stopping took {took:?}"
+        );
+        assert_eq!(
+            (report.exported, lost),
+            (0, (600 + TURNS * EACH) as u64),
+            "{fault}: {report}"
+        );
+        assert!(!report.is_clean(), "{fault}: {report}");
+        let counted = sum(&registry, "maestro_traces_spans_dropped_total", &[]);
+        assert!((counted - lost as f64).abs() < 0.5, "{fault}: {counted}");
+
+        // The same requests, where somebody takes their spans.
+        let report = well.shutdown(Duration::from_secs(10)).await;
+        assert_eq!(report.exported, (TURNS * EACH) as u64, "{report}");
+        assert!(report.is_clean(), "{report}");
+    }
 }
 
 #[tokio::test]

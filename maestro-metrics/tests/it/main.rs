@@ -16,6 +16,7 @@ mod health;
 mod logs;
 mod outbound;
 mod prometheus;
+mod rotel;
 mod secrets;
 mod server;
 mod service;

@@ -1,6 +1,7 @@
-//! The Prometheus that Debian packages, started for one test.
+//! The Prometheus that Debian packages, in two generations, started for one test.
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -27,12 +28,86 @@ struct Prometheus {
     url: String,
 }
 
+/// The one that is installed (2.42 in Debian 12), and the one of Debian 13.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Generation {
+    Installed,
+    Second,
+}
+
+impl Generation {
+    fn program(self) -> PathBuf {
+        match self {
+            Self::Installed => PathBuf::from("prometheus"),
+            Self::Second => second_generation(),
+        }
+    }
+}
+
+/// Prometheus 2.53, unpacked once for each clone, below `target`; from the Debian mirror that this
+/// machine's apt uses.
+fn second_generation() -> PathBuf {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let home = target.join("prometheus-trixie");
+    let program = home.join("usr/bin/prometheus");
+    // Tests of other processes may want it at the same time.
+    let lock = std::fs::File::create(target.join("prometheus.lock")).unwrap();
+    lock.lock().unwrap();
+    if !program.exists() {
+        let architecture = output(Command::new("dpkg").arg("--print-architecture"));
+        let mirrors = output(Command::new("apt-get").args([
+            "indextargets",
+            "--format",
+            "$(REPO_URI)",
+            "Created-By: Packages",
+            "Component: main",
+        ]));
+        let mirror = mirrors
+            .lines()
+            .find(|mirror| mirror.starts_with("http"))
+            .map(|mirror| mirror.trim_end_matches('/'))
+            .expect("a mirror in apt's sources; `apt-get update` reads them");
+        let package = target.join("prometheus-trixie.deb");
+        output(
+            Command::new("python3")
+                .args(["-c", FETCH, mirror, architecture.trim()])
+                .arg(&package),
+        );
+        output(Command::new("dpkg-deb").arg("-x").args([&package, &home]));
+    }
+    program
+}
+
+/// Downloads the package that the mirror's index of Debian 13 names.
+const FETCH: &str = r#"
+import lzma, sys, urllib.request
+mirror, architecture, package = sys.argv[1:]
+index = f"{mirror}/dists/trixie/main/binary-{architecture}/Packages.xz"
+for stanza in lzma.decompress(urllib.request.urlopen(index, timeout=60).read()).decode().split("\n\n"):
+    if stanza.startswith("Package: prometheus\n"):
+        fields = dict(line.split(": ", 1) for line in stanza.splitlines() if ": " in line)
+        urllib.request.urlretrieve(f"{mirror}/{fields['Filename']}", package)
+"#;
+
+fn output(command: &mut Command) -> String {
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {said}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
 impl Prometheus {
-    fn scraping(target: std::net::SocketAddr) -> Self {
-        Self::start(&format!("['{target}']"), &[])
+    fn scraping(generation: Generation, target: std::net::SocketAddr) -> Self {
+        Self::of(generation, &format!("['{target}']"), &[])
     }
 
     fn start(targets: &str, more: &[&str]) -> Self {
+        Self::of(Generation::Installed, targets, more)
+    }
+
+    fn of(generation: Generation, targets: &str, more: &[&str]) -> Self {
         let port = std::net::TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
@@ -46,7 +121,7 @@ impl Prometheus {
         );
         std::fs::write(&config, text).unwrap();
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
-        let child = Command::new("prometheus")
+        let child = Command::new(generation.program())
             .arg(format!("--config.file={}", config.display()))
             .arg(format!(
                 "--storage.tsdb.path={}",
@@ -154,6 +229,18 @@ fn app(service: &Service) -> Router {
 
 #[tokio::test]
 async fn a_real_prometheus_scrapes_without_a_warning_and_keeps_exemplars() {
+    scraped_with_exemplars(Generation::Installed).await;
+}
+
+#[tokio::test]
+async fn the_second_generation_scrapes_without_a_warning_and_keeps_exemplars() {
+    let prometheus = scraped_with_exemplars(Generation::Second).await;
+    let build = prometheus.ask("/api/v1/status/buildinfo").await.unwrap();
+    let version = build["data"]["version"].as_str().unwrap();
+    assert!(version.starts_with("2.53."), "{version}");
+}
+
+async fn scraped_with_exemplars(generation: Generation) -> Prometheus {
     let collector = Collector::http(Behaviour::Accept).await;
     let url = collector.url();
     let service = Service::start(&[("MAESTRO_TRACING_ENDPOINT", url.as_str())]);
@@ -168,7 +255,7 @@ async fn a_real_prometheus_scrapes_without_a_warning_and_keeps_exemplars() {
     let target = listener.local_addr().unwrap();
     let serving = tokio::spawn(async move { axum::serve(listener, app).await });
 
-    let prometheus = Prometheus::scraping(target);
+    let prometheus = Prometheus::scraping(generation, target);
     let query = "/api/v1/query?query=http_server_request_duration_seconds_count";
     let answer = prometheus
         .until(query, |answer| {
@@ -210,6 +297,7 @@ async fn a_real_prometheus_scrapes_without_a_warning_and_keeps_exemplars() {
     let complaints = prometheus.complaints();
     assert!(complaints.is_empty(), "{complaints:?}");
     serving.abort();
+    prometheus
 }
 
 #[tokio::test]
@@ -238,6 +326,15 @@ async fn promtool_finds_nothing_to_say() {
 
 #[tokio::test]
 async fn the_text_format_is_scraped_without_a_warning_too() {
+    scraped_as_text(Generation::Installed).await;
+}
+
+#[tokio::test]
+async fn the_second_generation_scrapes_the_text_format_without_a_warning_too() {
+    scraped_as_text(Generation::Second).await;
+}
+
+async fn scraped_as_text(generation: Generation) {
     let service = Service::start(&[]);
     let app = app(&service);
     let request = Request::get("/orders/1").body(Body::empty()).unwrap();
@@ -252,7 +349,7 @@ async fn the_text_format_is_scraped_without_a_warning_too() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let target = listener.local_addr().unwrap();
     let serving = tokio::spawn(async move { axum::serve(listener, app).await });
-    let prometheus = Prometheus::scraping(target);
+    let prometheus = Prometheus::scraping(generation, target);
     let query = "/api/v1/query?query=maestro_build_info";
     let answer = prometheus
         .until(query, |answer| {

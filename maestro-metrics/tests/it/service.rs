@@ -1,6 +1,7 @@
 //! A service's telemetry, for one test.
 
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -64,9 +65,14 @@ pub(crate) fn sum(registry: &Registry, name: &str, labels: &[&str]) -> f64 {
 
 /// Log lines, as they were written.
 #[derive(Clone, Default)]
-pub(crate) struct Lines(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Lines(Arc<Mutex<Vec<u8>>>, Arc<AtomicBool>);
 
 impl Lines {
+    /// From now on nothing can be written.
+    pub(crate) fn fail(&self) {
+        self.1.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn text(&self) -> String {
         String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
     }
@@ -81,6 +87,9 @@ impl Lines {
 
 impl Write for Lines {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.1.load(Ordering::Relaxed) {
+            return Err(io::Error::other("no space left"));
+        }
         self.0.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())
     }

@@ -243,3 +243,69 @@ async fn a_second_subscriber_of_the_process_is_refused_with_a_reason() {
     assert_eq!(error.kind(), maestro_metrics::ErrorKind::Conflict);
     assert!(error.to_string().contains("already"), "{error}");
 }
+
+/// Notes the names of the spans it is shown.
+struct Names(std::sync::Arc<std::sync::Mutex<Vec<&'static str>>>);
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Names {
+    fn on_new_span(
+        &self,
+        attributes: &tracing::span::Attributes<'_>,
+        _: &tracing::span::Id,
+        _: tracing_subscriber::layer::Context<'_, S>,
+    ) {
+        self.0.lock().unwrap().push(attributes.metadata().name());
+    }
+}
+
+#[tokio::test]
+async fn a_layer_of_another_kind_sees_all_spans_and_ours_exports_as_before() {
+    let collector = Collector::http(Behaviour::Accept).await;
+    let url = collector.url();
+    let environment = maestro_config::Environment::from_pairs([
+        ("MAESTRO_SERVICE_NAME", "quality-fabric"),
+        ("MAESTRO_ENVIRONMENT", "test"),
+        ("MAESTRO_TRACING_ENDPOINT", url.as_str()),
+        ("MAESTRO_TRACING_SAMPLE_RATIO", "0"),
+    ]);
+    let (identity, config) = environment
+        .read::<(maestro_config::Identity, maestro_metrics::TelemetryConfig)>()
+        .unwrap();
+    let registry = maestro_metrics::Registry::new(&identity);
+    let seen = std::sync::Arc::default();
+    let logs = crate::service::Lines::default();
+    let telemetry = maestro_metrics::Telemetry::builder(&config, &identity, &registry)
+        .log_to(logs.clone())
+        .layer(Names(std::sync::Arc::clone(&seen)))
+        .start()
+        .unwrap();
+    {
+        let _current = tracing::dispatcher::set_default(telemetry.dispatch());
+        async {
+            async { tracing::info!("inside") }
+                .instrument(info_span!("child"))
+                .await;
+        }
+        .instrument(info_span!("quick"))
+        .await;
+        async { tracing::error!("no such table") }
+            .instrument(info_span!("failed"))
+            .await;
+    }
+    let report = telemetry.shutdown(std::time::Instant::now() + FLUSH).await;
+    assert!(report.is_clean(), "{report}");
+    // Unsampled traces as well, for it decides itself.
+    assert_eq!(*seen.lock().unwrap(), ["quick", "child", "failed"]);
+    let exported: Vec<_> = collector
+        .spans()
+        .into_iter()
+        .map(|span| span.name)
+        .collect();
+    assert_eq!(exported, ["failed"]);
+    let lines = logs.json();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(
+        lines.iter().all(|line| line["trace_id"].is_string()),
+        "{lines:?}"
+    );
+}
