@@ -1,14 +1,16 @@
 //! Options of a database that are code and not configuration.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use maestro_metrics::Registry;
 
 use crate::client::{Db, Inner};
-use crate::config::DbConfig;
-use crate::connect::Password;
+use crate::config::{DbConfig, Endpoint};
 use crate::error::Error;
-use crate::pool::{Holder, Pool};
+use crate::login::{Given, Login};
+use crate::pool::{Holder, Pool, Servers};
+use crate::replica::Replica;
 use crate::retry::Backoff;
 use crate::schema::Parts;
 use crate::tenant::{Entered, TenantModel};
@@ -121,13 +123,29 @@ impl DbBuilder {
             leases,
         } = self;
         let registry = registry.unwrap_or_else(Registry::detached);
-        let password = Password::new(config.main.password.clone());
+        let given = Given::default();
+        let login_to = |endpoint: &Endpoint| {
+            let own = endpoint.user == config.main.user;
+            let given = if own { given.clone() } else { Given::default() };
+            Login::new(endpoint.clone(), given)
+        };
         let name = config.database().to_owned();
-        let pool = Pool::new(&config, &config.main, password.clone(), &registry, &name)?;
+        let servers = Servers {
+            login: login_to(&config.main),
+            successor: config.read.as_ref().map(login_to),
+            patient: true,
+        };
+        let pool = Arc::new(Pool::new(&config, servers, &registry, &name)?);
+        let replica = config
+            .read
+            .as_ref()
+            .map(|read| Replica::new(&config, login_to(read), &registry, &pool))
+            .transpose()?;
         Ok(Db::from_inner(Inner {
             config,
             pool,
-            password,
+            replica,
+            given,
             tenants,
             parts: Parts {
                 tenants: tenants.is_some(),

@@ -10,9 +10,10 @@ use maestro_metrics::{DrainPhase, DrainStep, Leftover};
 
 use crate::builder::DbBuilder;
 use crate::config::{DbConfig, Endpoint};
-use crate::connect::Password;
 use crate::error::{Error, ErrorKind, is_serialization_failure};
+use crate::login::{Given, Login};
 use crate::pool::{Holder, Pool, PoolReport};
+use crate::replica::Replica;
 use crate::retry::{ATTEMPTS, Backoff};
 use crate::schema::Parts;
 use crate::tenant::{Entered, TenantModel};
@@ -46,8 +47,10 @@ pub struct Db {
 
 pub(crate) struct Inner {
     pub(crate) config: DbConfig,
-    pub(crate) pool: Pool,
-    pub(crate) password: Password,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) replica: Option<Replica>,
+    /// The password that the service gave itself.
+    pub(crate) given: Given,
     pub(crate) tenants: Option<TenantModel>,
     /// Which of this crate's own tables the database has.
     pub(crate) parts: Parts,
@@ -55,13 +58,14 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
-    /// The password for an endpoint: the one that rotates when it is the service's own role.
-    pub(crate) fn password_for(&self, endpoint: &Endpoint) -> Password {
-        if endpoint.user == self.config.main.user {
-            self.password.clone()
+    /// How to log in to an endpoint: a password that was given belongs to the service's own role.
+    pub(crate) fn login_to(&self, endpoint: &Endpoint) -> Login {
+        let given = if endpoint.user == self.config.main.user {
+            self.given.clone()
         } else {
-            Password::new(endpoint.password.clone())
-        }
+            Given::default()
+        };
+        Login::new(endpoint.clone(), given)
     }
 }
 
@@ -202,10 +206,17 @@ impl Db {
 
     /// Uses another password for every connection opened from now on; connections that are open
     /// are replaced within half a minute, one by one, as they become free.
+    ///
+    /// Not needed for a password in a file (`MAESTRO_POSTGRES_PASSWORD_FILE`,
+    /// `MAESTRO_POSTGRES_URL_FILE`): those are followed. From the first call on, the password given
+    /// here is used in their place.
     pub fn rotate_password(&self, password: Secret<String>) {
-        if self.inner.password.replace(password) {
+        if self.inner.given.replace(password) {
             tracing::info!("the database password changed; open connections are replaced");
             self.pool().retire_all();
+            if let Some(replica) = &self.inner.replica {
+                replica.pool.retire_all();
+            }
         }
     }
 
@@ -247,7 +258,14 @@ impl Db {
     /// Lets nobody take a connection any more, waits for those in use for at most `limit`, then
     /// closes everything. `Err` holds the number of connections that were still in use.
     pub async fn close(&self, limit: Duration) -> Result<(), usize> {
-        self.pool().close(limit).await
+        let closing = self.pool().close(limit);
+        let Some(replica) = &self.inner.replica else {
+            return closing.await;
+        };
+        match tokio::join!(closing, replica.pool.close(limit)) {
+            (Ok(()), result) | (result, Ok(())) => result,
+            (Err(one), Err(other)) => Err(one + other),
+        }
     }
 
     /// The step that closes the pool when the service stops.

@@ -1,17 +1,15 @@
 //! Opens one connection to the server: options, session rules, TLS, deadline, the error's words.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use maestro_config::Secret;
-use parking_lot::RwLock;
 use sqlx::ConnectOptions as _;
 use sqlx::Connection as _;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 
 use crate::config::{DbConfig, Endpoint, Pooler, SslMode, Timeouts};
 use crate::error::{Error, ErrorKind, classify};
+use crate::login::{Given, Login};
 use crate::pooler::MARK;
 
 /// What a connection is for; decides its session rules.
@@ -30,55 +28,21 @@ pub(crate) enum Purpose {
 pub(crate) struct Connector {
     endpoint: Endpoint,
     options: PgConnectOptions,
-    password: Password,
+    login: Login,
     timeout: Duration,
     pooler: Pooler,
     rules: Vec<(&'static str, String)>,
 }
 
-/// The password as it is now: a rotation replaces it for every connection opened afterwards.
-#[derive(Clone)]
-pub(crate) struct Password(Arc<RwLock<Option<Secret<String>>>>);
-
-impl Password {
-    pub(crate) fn new(password: Option<Secret<String>>) -> Self {
-        Self(Arc::new(RwLock::new(password)))
-    }
-
-    fn current(&self) -> Option<Secret<String>> {
-        self.0.read().clone()
-    }
-
-    /// True when the password is another one than before.
-    pub(crate) fn replace(&self, password: Secret<String>) -> bool {
-        let mut current = self.0.write();
-        let changed = current
-            .as_ref()
-            .is_none_or(|old| old.expose() != password.expose());
-        *current = Some(password);
-        changed
-    }
-}
-
-impl std::fmt::Debug for Password {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("[redacted]")
-    }
-}
-
 impl Connector {
-    pub(crate) fn new(
-        config: &DbConfig,
-        endpoint: &Endpoint,
-        purpose: Purpose,
-        password: Password,
-    ) -> Result<Self, Error> {
+    pub(crate) fn new(config: &DbConfig, login: Login, purpose: Purpose) -> Result<Self, Error> {
         install_crypto_provider();
         let pooler = match purpose {
             Purpose::Service => config.pooler,
             Purpose::Direct | Purpose::Migration => Pooler::None,
         };
         let rules = session_rules(&config.timeouts, purpose);
+        let endpoint = login.endpoint();
         let mut options = base(endpoint)?
             .application_name(&config.application_name)
             .ssl_mode(ssl_mode(endpoint, config.tls.ca.as_deref()));
@@ -88,7 +52,7 @@ impl Connector {
             // An empty bundle adds nothing to the system's roots, and replaces PGSSLROOTCERT.
             options = options.ssl_root_cert_from_pem(Vec::new());
         }
-        if let Some((cert, key)) = &config.tls.client {
+        if let Some((cert, key)) = &config.tls.identity {
             options = options.ssl_client_cert(cert).ssl_client_key(key);
         }
         options = match pooler {
@@ -101,7 +65,7 @@ impl Connector {
         Ok(Self {
             endpoint: endpoint.clone(),
             options: options.disable_statement_logging(),
-            password,
+            login,
             timeout: config.timeouts.connect,
             pooler,
             rules,
@@ -118,7 +82,7 @@ impl Connector {
         Ok(Self {
             endpoint: endpoint.clone(),
             options: options.disable_statement_logging(),
-            password: Password::new(endpoint.password.clone()),
+            login: Login::new(endpoint.clone(), Given::default()),
             timeout: ADMINISTRATOR,
             pooler: Pooler::None,
             rules: Vec::new(),
@@ -139,33 +103,49 @@ impl Connector {
         &self.rules
     }
 
-    /// The options with the password of this moment, for a library that connects by itself.
-    pub(crate) fn into_options(self) -> PgConnectOptions {
-        let password = self.password.current();
-        self.options
-            .password(password.as_ref().map_or("", |password| password.expose()))
-    }
-
     pub(crate) fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// The driver's options, with the password of now.
+    /// True when new connections log in otherwise than the last one that was opened.
+    pub(crate) fn has_rotated(&self) -> bool {
+        self.login.has_changed()
+    }
+
+    /// How often connections were opened with something else than the one before.
+    pub(crate) fn rotations(&self) -> u64 {
+        self.login.rotations()
+    }
+
+    /// The driver's options as they are now, for a library that connects by itself.
     pub(crate) fn options(&self) -> PgConnectOptions {
-        let password = self.password.current();
-        // Also when there is none: sqlx would take PGPASSWORD otherwise.
+        self.options_for(&self.login.now())
+    }
+
+    fn options_for(&self, now: &Endpoint) -> PgConnectOptions {
         self.options
             .clone()
-            .password(password.as_ref().map_or("", |password| password.expose()))
+            .host(&now.host)
+            .port(now.port)
+            .username(&now.user)
+            .database(&now.database)
+            // Also when there is none: sqlx would take PGPASSWORD otherwise.
+            .password(
+                now.password
+                    .as_ref()
+                    .map_or("", |password| password.expose()),
+            )
     }
 
     /// Opens a connection, or says why it cannot be opened, within the connect timeout.
     ///
+    /// A login that is refused is tried again with what the secret files hold by then, and with what
+    /// worked last: a rotation changes the files and the server at two moments, in either order.
+    ///
     /// Dropping the future closes the socket.
     pub(crate) async fn open(&self) -> Result<PgConnection, Error> {
         let started = Instant::now();
-        let options = self.options();
-        match tokio::time::timeout(self.timeout, PgConnection::connect_with(&options)).await {
+        match tokio::time::timeout(self.timeout, Box::pin(self.log_in())).await {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => Err(self.explain(error, started.elapsed())),
             Err(_) => Err(Error::new(
@@ -178,6 +158,29 @@ impl Connector {
         }
     }
 
+    async fn log_in(&self) -> Result<PgConnection, sqlx::Error> {
+        let tried = self.login.now();
+        let refused = match PgConnection::connect_with(&self.options_for(&tried)).await {
+            Ok(connection) => {
+                self.login.worked(tried);
+                return Ok(connection);
+            }
+            Err(error) if is_refused_login(&error) => error,
+            Err(error) => return Err(error),
+        };
+        for other in self.login.others(&tried) {
+            if let Ok(connection) = PgConnection::connect_with(&self.options_for(&other)).await {
+                tracing::info!(
+                    endpoint = %self.endpoint,
+                    "the login was refused and worked with the password that was or is about to be in force"
+                );
+                self.login.worked(other);
+                return Ok(connection);
+            }
+        }
+        Err(refused)
+    }
+
     fn explain(&self, error: sqlx::Error, elapsed: Duration) -> Error {
         let endpoint = &self.endpoint;
         let code = match &error {
@@ -185,7 +188,7 @@ impl Connector {
             _ => None,
         };
         let look_at = match code.as_deref() {
-            Some("28P01" | "28000") => {
+            _ if is_refused_login(&error) => {
                 "the role or its password is wrong: look at MAESTRO_POSTGRES_URL and MAESTRO_POSTGRES_PASSWORD"
             }
             Some("3D000") => "the database does not exist: was the service provisioned?",
@@ -196,18 +199,20 @@ impl Connector {
                 "the server or the role has no connection left: compare the services' pool maxima with CONNECTION LIMIT and max_connections"
             }
             Some("57P03") => "the server is starting or shutting down",
-            Some("08P01") => {
+            Some("08P01") if !is_refused_login(&error) => {
                 "a PgBouncer seems to stand between: set MAESTRO_POSTGRES_POOLER=pgbouncer"
             }
             _ => match &error {
+                sqlx::Error::Io(io) if is_tls(io) => TLS_FAILED,
                 sqlx::Error::Io(_) => "is the server running and the address right?",
-                sqlx::Error::Tls(_) => "TLS failed: look at `sslmode` and MAESTRO_POSTGRES_TLS_CA",
+                sqlx::Error::Tls(_) => TLS_FAILED,
                 _ => "the server's log may say more",
             },
         };
         let kind = match classify(&error) {
             // While connecting, a refusal is about settings and not about a statement.
             ErrorKind::Rejected => ErrorKind::Config,
+            _ if matches!(&error, sqlx::Error::Io(io) if is_tls(io)) => ErrorKind::Config,
             // And so is a start-up message that the other end does not take.
             _ if code.as_deref() == Some("08P01") => ErrorKind::Config,
             kind => kind,
@@ -249,6 +254,35 @@ fn base(endpoint: &Endpoint) -> Result<PgConnectOptions, Error> {
         .username(&endpoint.user)
         .password("")
         .database(&endpoint.database))
+}
+
+const TLS_FAILED: &str = "TLS failed: look at `sslmode` and MAESTRO_POSTGRES_TLS_CA";
+
+/// A certificate that is not accepted, by either side.
+fn is_tls(error: &std::io::Error) -> bool {
+    error
+        .get_ref()
+        .is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>)
+}
+
+/// The server does not take this role with this password. PgBouncer has no SQLSTATE for it.
+fn is_refused_login(error: &sqlx::Error) -> bool {
+    let sqlx::Error::Database(error) = error else {
+        return false;
+    };
+    match error.code().as_deref() {
+        Some("28P01" | "28000") => true,
+        Some("08P01") => error.message().contains("authentication failed"),
+        _ => false,
+    }
+}
+
+/// As [`is_refused_login`], of an error of ours: in a process that was let in before, a rotation is
+/// under way.
+pub(crate) fn refused_login(error: &Error) -> bool {
+    std::error::Error::source(error)
+        .and_then(|source| source.downcast_ref::<sqlx::Error>())
+        .is_some_and(is_refused_login)
 }
 
 fn ssl_mode(endpoint: &Endpoint, ca: Option<&Path>) -> PgSslMode {
@@ -318,13 +352,5 @@ mod tests {
         let rules = session_rules(&timeouts, Purpose::Service);
         assert!(rules.contains(&("statement_timeout", "30000".to_owned())));
         assert!(rules.contains(&("idle_in_transaction_session_timeout", "0".to_owned())));
-    }
-
-    #[test]
-    fn a_rotation_to_the_same_password_changes_nothing() {
-        let password = Password::new(Some(Secret::new("one".to_owned())));
-        assert!(!password.replace(Secret::new("one".to_owned())));
-        assert!(password.replace(Secret::new("two".to_owned())));
-        assert_eq!(password.current().unwrap().expose(), "two");
     }
 }

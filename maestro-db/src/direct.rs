@@ -16,8 +16,8 @@ impl Db {
     /// that would change the connection.
     pub fn direct_options(&self) -> Result<PgConnectOptions, Error> {
         let config = self.config();
-        let password = self.inner().password.clone();
-        Ok(Connector::new(config, &config.direct, Purpose::Direct, password)?.into_options())
+        let login = self.inner().login_to(&config.direct);
+        Ok(Connector::new(config, login, Purpose::Direct)?.options())
     }
 
     /// A connection of the migrating role that acts as the database's owner, for the tables of a

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io;
 
+use maestro_metrics::Outage;
 use sqlx::error::DatabaseError;
 use sqlx::postgres::PgDatabaseError;
 
@@ -89,7 +90,8 @@ pub struct Error(Box<Inner>);
 struct Inner {
     kind: ErrorKind,
     context: Cow<'static, str>,
-    source: Option<BoxError>,
+    // What `source` shows of it depends on the kind, which may be changed later.
+    source: Outage,
     pool: Option<PoolReport>,
 }
 
@@ -98,13 +100,13 @@ impl Error {
         Self(Box::new(Inner {
             kind,
             context: context.into(),
-            source: None,
+            source: Outage::new(),
             pool: None,
         }))
     }
 
     pub(crate) fn with_source(mut self, source: impl Into<BoxError>) -> Self {
-        self.0.source = Some(source.into());
+        self.0.source = Outage::because(source);
         self
     }
 
@@ -138,7 +140,7 @@ impl Error {
 
     /// The five characters of SQLSTATE, when the server sent them.
     pub fn sqlstate(&self) -> Option<Cow<'_, str>> {
-        match self.0.source.as_deref()?.downcast_ref::<sqlx::Error>()? {
+        match self.0.source.cause()?.downcast_ref::<sqlx::Error>()? {
             sqlx::Error::Database(error) => error.code(),
             _ => None,
         }
@@ -146,7 +148,7 @@ impl Error {
 
     /// The constraint that was violated, when the kind is [`ErrorKind::Conflict`].
     pub fn constraint(&self) -> Option<&str> {
-        match self.0.source.as_deref()?.downcast_ref::<sqlx::Error>()? {
+        match self.0.source.cause()?.downcast_ref::<sqlx::Error>()? {
             sqlx::Error::Database(error) => error.constraint(),
             _ => None,
         }
@@ -164,7 +166,7 @@ impl fmt::Display for Error {
         if let Some(report) = &self.0.pool {
             write!(f, " ({report})")?;
         }
-        if let Some(source) = &self.0.source {
+        if let Some(source) = self.0.source.cause() {
             write!(f, ": {source}")?;
             if let Some(code) = self.sqlstate() {
                 write!(f, " (SQLSTATE {code})")?;
@@ -179,7 +181,7 @@ impl fmt::Debug for Error {
         f.debug_struct("Error")
             .field("kind", &self.0.kind)
             .field("context", &self.0.context)
-            .field("source", &self.0.source)
+            .field("source", &self.0.source.cause())
             .field("pool", &self.0.pool)
             .finish()
     }
@@ -187,7 +189,11 @@ impl fmt::Debug for Error {
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.0.source.as_deref().map(|source| source as _)
+        match self.0.kind {
+            // Full or away, the statement is not at fault: see `Outage`.
+            ErrorKind::Unavailable | ErrorKind::Exhausted => Some(&self.0.source),
+            _ => std::error::Error::source(&self.0.source),
+        }
     }
 }
 
@@ -393,5 +399,20 @@ mod tests {
         assert!(is_serialization_failure(&collision));
         let other = Outer(Error::new(ErrorKind::Conflict, "insert"));
         assert!(!is_serialization_failure(&other));
+    }
+
+    #[test]
+    fn a_server_that_is_away_shows_in_the_chain_and_a_conflict_does_not() {
+        for (kind, outage) in [
+            (ErrorKind::Unavailable, true),
+            (ErrorKind::Exhausted, true),
+            (ErrorKind::Conflict, false),
+            (ErrorKind::Rejected, false),
+        ] {
+            let error = Error::new(kind, "insert");
+            assert_eq!(Outage::is_in(&error), outage, "{kind:?}");
+            let driver = sqlx::Error::from(Error::new(kind, "insert"));
+            assert_eq!(Outage::is_in(&driver), outage, "{kind:?} through sqlx");
+        }
     }
 }

@@ -1,138 +1,194 @@
-//! `&Db` as a sqlx executor: each statement on whichever connection is free, in autocommit.
+//! The executors of this crate: how each runs a statement, and sqlx's trait on top of that.
 
 use std::sync::Arc;
 
 use futures_core::future::BoxFuture;
-use futures_core::stream::BoxStream;
-use sqlx::postgres::{PgConnection, PgQueryResult, PgRow, PgStatement, PgTypeInfo, Postgres};
-use sqlx::{Either, Execute, Executor, SqlStr};
+use sqlx::postgres::{PgConnection, PgQueryResult, PgRow};
+use sqlx::{Either, SqlStr};
 
 use crate::client::Db;
 use crate::error::is_stale_plan;
-use crate::outlet;
+use crate::outlet::Outlet;
 use crate::pool::{Holder, Lease, Pool, Request};
 use crate::statement::Statement;
 
-/// Each statement runs on a connection of its own choice and is its own transaction; statements that
-/// control a transaction or change the session are refused with a hint.
-///
-/// Dropping the future of a statement cancels it: its connection is closed, and the server ends the
-/// statement within a second. So does dropping a stream before its end; ask for fewer rows with
-/// `LIMIT` instead.
-impl<'c> Executor<'c> for &'c Db {
-    type Database = Postgres;
+/// What is done with a request on the driver's connection.
+pub(crate) type Work<T> =
+    for<'c> fn(&'c mut PgConnection, Request) -> BoxFuture<'c, Result<T, sqlx::Error>>;
 
-    fn execute<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<PgQueryResult, sqlx::Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        let request = Request::take(query);
-        Box::pin(once(
-            self.pool(),
-            request,
-            |_| 0,
-            |raw, request| raw.execute(request),
-        ))
-    }
-
-    fn fetch_many<'e, 'q: 'e, E>(
+/// What sqlx's `Executor` comes down to; [`executor!`] makes it one.
+pub(crate) trait Runs: Sized + Send {
+    /// Runs a statement to the end of its answer.
+    fn run<T: Send>(
         self,
-        query: E,
-    ) -> BoxStream<'e, Result<Either<PgQueryResult, PgRow>, sqlx::Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        let request = Request::take(query);
-        let pool = self.pool();
-        outlet::stream(move |outlet| async move {
-            let mut request = request?;
-            let (mut lease, statement) = lease_for(pool, &mut request).await?;
-            lease.stream(&statement, request, &outlet).await
-        })
-    }
+        request: Request,
+        rows: fn(&T) -> u64,
+        work: Work<T>,
+    ) -> impl Future<Output = Result<T, sqlx::Error>> + Send;
 
-    fn fetch_all<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Vec<PgRow>, sqlx::Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        let request = Request::take(query);
-        Box::pin(once(
-            self.pool(),
-            request,
-            |rows: &Vec<PgRow>| rows.len() as u64,
-            |raw, request| raw.fetch_all(request),
-        ))
-    }
-
-    fn fetch_optional<'e, 'q: 'e, E>(
+    /// Hands the rows of a statement out as they come.
+    fn pour(
         self,
-        query: E,
-    ) -> BoxFuture<'e, Result<Option<PgRow>, sqlx::Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        let request = Request::take(query);
-        Box::pin(once(
-            self.pool(),
-            request,
-            |row: &Option<PgRow>| u64::from(row.is_some()),
-            |raw, request| raw.fetch_optional(request),
-        ))
-    }
+        request: Request,
+        outlet: Outlet<Either<PgQueryResult, PgRow>>,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
-    fn prepare_with<'e>(
+    /// Asks the server something about a statement.
+    fn ask<T: Send>(
         self,
         sql: SqlStr,
-        parameters: &'e [PgTypeInfo],
-    ) -> BoxFuture<'e, Result<PgStatement, sqlx::Error>>
-    where
-        'c: 'e,
-    {
-        Box::pin(async move {
-            let statement = self.pool().statements().look_up(sql.as_str());
-            statement.allow_on_pool()?;
-            let mut lease = self
-                .pool()
-                .acquire(Holder::Statement(Arc::clone(&statement)))
-                .await?;
-            lease
-                .run(
-                    &statement,
-                    |_| 0,
-                    |raw| {
-                        // Owned, so that the closure borrows nothing but the connection.
-                        let parameters = parameters.to_vec();
-                        Box::pin(async move { raw.prepare_with(sql, &parameters).await })
-                    },
-                )
-                .await
-        })
+        work: impl for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>> + Send,
+    ) -> impl Future<Output = Result<T, sqlx::Error>> + Send;
+}
+
+/// `Executor` for a type that [`Runs`]. A macro, because Rust's orphan rule refuses the implementation
+/// for all of them.
+macro_rules! executor {
+    ($(#[$about:meta])* $of:ty) => {
+        $(#[$about])*
+        impl<'c> sqlx::Executor<'c> for $of {
+            type Database = sqlx::Postgres;
+
+            fn execute<'e, 'q: 'e, E>(
+                self,
+                query: E,
+            ) -> futures_core::future::BoxFuture<'e, Result<sqlx::postgres::PgQueryResult, sqlx::Error>>
+            where
+                'c: 'e,
+                E: 'q + sqlx::Execute<'q, sqlx::Postgres>,
+            {
+                let request = $crate::pool::Request::take(query);
+                Box::pin(async move {
+                    let work: $crate::executor::Work<_> = |raw, request| sqlx::Executor::execute(raw, request);
+                    $crate::executor::Runs::run(self, request?, |_| 0, work).await
+                })
+            }
+
+            fn fetch_many<'e, 'q: 'e, E>(
+                self,
+                query: E,
+            ) -> futures_core::stream::BoxStream<
+                'e,
+                Result<sqlx::Either<sqlx::postgres::PgQueryResult, sqlx::postgres::PgRow>, sqlx::Error>,
+            >
+            where
+                'c: 'e,
+                E: 'q + sqlx::Execute<'q, sqlx::Postgres>,
+            {
+                let request = $crate::pool::Request::take(query);
+                $crate::outlet::stream(move |outlet| async move {
+                    $crate::executor::Runs::pour(self, request?, outlet).await
+                })
+            }
+
+            fn fetch_all<'e, 'q: 'e, E>(
+                self,
+                query: E,
+            ) -> futures_core::future::BoxFuture<'e, Result<Vec<sqlx::postgres::PgRow>, sqlx::Error>>
+            where
+                'c: 'e,
+                E: 'q + sqlx::Execute<'q, sqlx::Postgres>,
+            {
+                let request = $crate::pool::Request::take(query);
+                Box::pin(async move {
+                    let rows = |rows: &Vec<sqlx::postgres::PgRow>| rows.len() as u64;
+                    let work: $crate::executor::Work<_> = |raw, request| sqlx::Executor::fetch_all(raw, request);
+                    $crate::executor::Runs::run(self, request?, rows, work).await
+                })
+            }
+
+            fn fetch_optional<'e, 'q: 'e, E>(
+                self,
+                query: E,
+            ) -> futures_core::future::BoxFuture<'e, Result<Option<sqlx::postgres::PgRow>, sqlx::Error>>
+            where
+                'c: 'e,
+                E: 'q + sqlx::Execute<'q, sqlx::Postgres>,
+            {
+                let request = $crate::pool::Request::take(query);
+                Box::pin(async move {
+                    let rows = |row: &Option<sqlx::postgres::PgRow>| u64::from(row.is_some());
+                    let work: $crate::executor::Work<_> = |raw, request| sqlx::Executor::fetch_optional(raw, request);
+                    $crate::executor::Runs::run(self, request?, rows, work).await
+                })
+            }
+
+            fn prepare_with<'e>(
+                self,
+                sql: sqlx::SqlStr,
+                parameters: &'e [sqlx::postgres::PgTypeInfo],
+            ) -> futures_core::future::BoxFuture<'e, Result<sqlx::postgres::PgStatement, sqlx::Error>>
+            where
+                'c: 'e,
+            {
+                // Owned, so that the closure borrows nothing but the connection.
+                let (text, parameters) = (sql.clone(), parameters.to_vec());
+                Box::pin($crate::executor::Runs::ask(self, sql, |raw| {
+                    Box::pin(async move { sqlx::Executor::prepare_with(raw, text, &parameters).await })
+                }))
+            }
+
+            #[doc(hidden)]
+            fn describe<'e>(
+                self,
+                sql: sqlx::SqlStr,
+            ) -> futures_core::future::BoxFuture<'e, Result<sqlx::Describe<sqlx::Postgres>, sqlx::Error>>
+            where
+                'c: 'e,
+            {
+                let text = sql.clone();
+                Box::pin($crate::executor::Runs::ask(self, sql, |raw| {
+                    sqlx::Executor::describe(raw, text)
+                }))
+            }
+        }
+    };
+}
+pub(crate) use executor;
+
+executor! {
+    /// Each statement runs on a connection of its own choice and is its own transaction; statements that
+    /// control a transaction or change the session are refused with a hint.
+    ///
+    /// Dropping the future of a statement cancels it: its connection is closed, and the server ends the
+    /// statement within a second. So does dropping a stream before its end; ask for fewer rows with
+    /// `LIMIT` instead.
+    &'c Db
+}
+
+impl Runs for &Db {
+    async fn run<T: Send>(
+        self,
+        request: Request,
+        rows: fn(&T) -> u64,
+        work: Work<T>,
+    ) -> Result<T, sqlx::Error> {
+        once(self.pool(), request, rows, work).await
     }
 
-    #[doc(hidden)]
-    fn describe<'e>(
+    async fn pour(
+        self,
+        mut request: Request,
+        outlet: Outlet<Either<PgQueryResult, PgRow>>,
+    ) -> Result<(), sqlx::Error> {
+        let (mut lease, statement) = lease_for(self.pool(), &mut request).await?;
+        lease.stream(&statement, request, &outlet).await
+    }
+
+    async fn ask<T: Send>(
         self,
         sql: SqlStr,
-    ) -> BoxFuture<'e, Result<sqlx::Describe<Postgres>, sqlx::Error>>
-    where
-        'c: 'e,
-    {
-        Box::pin(async move {
-            let statement = self.pool().statements().look_up(sql.as_str());
-            let mut lease = self
-                .pool()
-                .acquire(Holder::Statement(Arc::clone(&statement)))
-                .await?;
-            lease.run(&statement, |_| 0, |raw| raw.describe(sql)).await
-        })
+        work: impl for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>> + Send,
+    ) -> Result<T, sqlx::Error> {
+        let statement = self.pool().statements().look_up(sql.as_str());
+        statement.allow_on_pool()?;
+        let holder = Holder::Statement(Arc::clone(&statement));
+        let mut lease = self.pool().acquire(holder).await?;
+        lease.run(&statement, |_| 0, work).await
     }
 }
 
-async fn lease_for(
+pub(crate) async fn lease_for(
     pool: &Pool,
     request: &mut Request,
 ) -> Result<(Lease, Arc<Statement>), sqlx::Error> {
@@ -149,13 +205,12 @@ async fn lease_for(
 
 /// One statement in autocommit; once more when a migration had made its plan stale, because it did
 /// nothing the first time.
-async fn once<T>(
+pub(crate) async fn once<T>(
     pool: &Pool,
-    request: Result<Request, sqlx::Error>,
+    mut request: Request,
     rows: fn(&T) -> u64,
-    work: for<'c> fn(&'c mut PgConnection, Request) -> BoxFuture<'c, Result<T, sqlx::Error>>,
+    work: Work<T>,
 ) -> Result<T, sqlx::Error> {
-    let mut request = request?;
     let (mut lease, statement) = lease_for(pool, &mut request).await?;
     // Only a result can change its type under a plan; others save the copy of their arguments.
     let again = statement.returns_rows.then(|| request.clone());

@@ -49,6 +49,7 @@ mod executor;
 mod health;
 mod listen;
 mod lock;
+mod login;
 mod metrics;
 mod migrate;
 mod observe;
@@ -56,6 +57,8 @@ mod outlet;
 mod pool;
 mod pooler;
 mod provision;
+mod read;
+mod replica;
 mod retry;
 mod schema;
 mod statement;
@@ -72,11 +75,20 @@ pub use error::{Error, ErrorKind};
 pub use listen::{Event, Listener, Notification};
 pub use lock::AdvisoryLock;
 pub use metrics::CATALOGUE;
-pub use migrate::{AppliedMigration, Drift, MigrateOptions, MigrationReport};
+pub use migrate::{
+    AppliedMigration, Drift, MigrateOptions, MigrationReport, TenantMigrateOptions,
+    TenantMigrationReport,
+};
 pub use pool::PoolReport;
 pub use provision::Provisioner;
+pub use read::ReadDb;
 pub use tenant::{
-    AuditEntry, Finding, Severity, TenantDb, TenantId, TenantModel, TenantRecord, TenantState,
-    Tenants,
+    AuditEntry, EraseHook, EraseReceipt, ExportSummary, Finding, Severity, TenantDb, TenantId,
+    TenantModel, TenantRecord, TenantState, Tenants,
 };
 pub use transaction::{Isolation, Savepoint, Transaction, TransactionOptions};
+
+/// The guide's snippets, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/db.md")]
+struct Guide;

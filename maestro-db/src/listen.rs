@@ -88,9 +88,9 @@ impl Db {
     /// When the first connection cannot be opened. Later losses are mended and are no errors.
     pub async fn listen(&self, channels: &[&str]) -> Result<Listener, Error> {
         let config = self.config();
-        let password = self.inner().password_for(&config.direct);
+        let login = self.inner().login_to(&config.direct);
         let ear = Ear {
-            connector: Connector::new(config, &config.direct, Purpose::Direct, password)?,
+            connector: Connector::new(config, login, Purpose::Direct)?,
             channels: channels.iter().map(|&channel| channel.to_owned()).collect(),
         };
         let connection = ear.connect().await?;

@@ -70,8 +70,8 @@ impl Db {
         wait: Duration,
     ) -> Result<Option<AdvisoryLock>, Error> {
         let config = self.config();
-        let password = self.inner().password_for(&config.direct);
-        let connector = Connector::new(config, &config.direct, Purpose::Direct, password)?;
+        let login = self.inner().login_to(&config.direct);
+        let connector = Connector::new(config, login, Purpose::Direct)?;
         let mut lock = AdvisoryLock {
             connection: connector.open().await?,
             name: name.to_owned(),

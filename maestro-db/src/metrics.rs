@@ -92,6 +92,15 @@ const SLOW: Metric<Counter> = Metric::counter(
     "maestro_db_slow_statements_total",
     "Statements that took longer than MAESTRO_POSTGRES_SLOW_QUERY.",
 );
+const READS: Metric<Counter, 1> = Metric::counter(
+    "maestro_db_reads_total",
+    "Statements and transactions of `db.read()`, by the server that answered: replica or primary.",
+)
+.labels(["server"]);
+const REPLICA_LAG: Metric<Gauge> = Metric::gauge(
+    "maestro_db_replica_lag_seconds",
+    "How old the rows of the replica may be at most; grows while that cannot be found out.",
+);
 
 /// The metrics of this crate.
 pub const CATALOGUE: Catalogue = Catalogue::new(
@@ -110,6 +119,8 @@ pub const CATALOGUE: Catalogue = Catalogue::new(
         TRANSACTIONS.describe(),
         RETRIES.describe(),
         SLOW.describe(),
+        READS.describe(),
+        REPLICA_LAG.describe(),
     ],
 );
 
@@ -135,6 +146,28 @@ pub(crate) struct PoolMetrics {
     pub(crate) unknown: Counter,
     pub(crate) dropped: Counter,
     pub(crate) retries: Counter,
+}
+
+/// Handles of reads that may go to a replica.
+#[derive(Debug)]
+pub(crate) struct ReadMetrics {
+    pub(crate) replica: Counter,
+    pub(crate) primary: Counter,
+}
+
+impl ReadMetrics {
+    /// `lag` in seconds; `None` when nothing is known any more.
+    pub(crate) fn new(
+        registry: &Registry,
+        lag: impl Fn() -> Option<f64> + Send + Sync + 'static,
+    ) -> Self {
+        registry.observe(&REPLICA_LAG, [], lag);
+        let reads = registry.family(&READS);
+        Self {
+            replica: reads.with(["replica"]),
+            primary: reads.with(["primary"]),
+        }
+    }
 }
 
 /// What a scrape reads from a pool.

@@ -2,6 +2,7 @@
 
 mod apply;
 mod plan;
+mod tenants;
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ use crate::retry::Backoff;
 use apply::Applier;
 pub use plan::Drift;
 use plan::{Applied, plan};
+pub use tenants::{TenantMigrateOptions, TenantMigrationReport};
 
 /// How migrations are run.
 #[derive(Clone, Copy, Debug)]
@@ -183,8 +185,8 @@ impl Session {
     async fn open(db: &Db, deadline: Instant) -> Result<Self, Error> {
         let config = db.config();
         let endpoint = &config.migration;
-        let password = db.inner().password_for(endpoint);
-        let connector = Connector::new(config, endpoint, Purpose::Migration, password)?;
+        let login = db.inner().login_to(endpoint);
+        let connector = Connector::new(config, login, Purpose::Migration)?;
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
         loop {
             let error = match connector.open().await {

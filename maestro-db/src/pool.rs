@@ -2,6 +2,7 @@
 
 mod lease;
 mod manager;
+mod primary;
 mod report;
 mod roster;
 mod upkeep;
@@ -12,11 +13,13 @@ use std::time::{Duration, Instant};
 
 use deadpool::managed::{Object, PoolError, QueueMode};
 use maestro_metrics::Registry;
+use sqlx::postgres::PgConnection;
 use tokio::sync::mpsc;
 
 use crate::config::{DbConfig, Endpoint, Pooler};
-use crate::connect::{Connector, Password, Purpose};
+use crate::connect::{Connector, Purpose, refused_login};
 use crate::error::{Error, ErrorKind};
+use crate::login::Login;
 use crate::metrics::{PoolCounts, PoolMetrics};
 use crate::retry::Backoff;
 use crate::statement::Statements;
@@ -49,6 +52,15 @@ pub(crate) struct Shared {
     rollbacks: mpsc::Sender<Lease>,
 }
 
+/// Where a pool connects to.
+pub(crate) struct Servers {
+    pub(crate) login: Login,
+    /// Takes the place of the first one when it is promoted.
+    pub(crate) successor: Option<Login>,
+    /// See [`Rules::patient`].
+    pub(crate) patient: bool,
+}
+
 /// The limits a lease applies.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules {
@@ -56,6 +68,8 @@ pub(crate) struct Rules {
     /// Longest wait of the client for one answer: the server's own limit and a grace for the way.
     pub(crate) answer: Option<Duration>,
     pub(crate) slow: Option<Duration>,
+    /// Callers wait for a server that is not there; else they are told at once.
+    pub(crate) patient: bool,
     /// A pooler hands each statement outside a transaction to whichever session is free.
     pub(crate) pooled: bool,
 }
@@ -71,18 +85,26 @@ impl Pool {
     /// A pool without a connection yet. Must be called in a tokio runtime.
     pub(crate) fn new(
         config: &DbConfig,
-        endpoint: &Endpoint,
-        password: Password,
+        servers: Servers,
         registry: &Registry,
         name: &str,
     ) -> Result<Self, Error> {
-        let connector = Connector::new(config, endpoint, Purpose::Service, password)?;
+        let Servers {
+            login,
+            successor,
+            patient,
+        } = servers;
+        let connector = Connector::new(config, login, Purpose::Service)?;
+        let successor = successor
+            .map(|login| Connector::new(config, login, Purpose::Service))
+            .transpose()?;
         let timeouts = &config.timeouts;
         let health = Arc::new(Health::default());
-        let metrics = PoolMetrics::new(registry, endpoint, name);
+        let metrics = PoolMetrics::new(registry, connector.endpoint(), name);
         let create_time = metrics.create_time.clone();
         let manager = Connections::new(
             connector,
+            successor,
             Arc::clone(&health),
             timeouts.max_lifetime,
             create_time,
@@ -104,6 +126,7 @@ impl Pool {
                 acquire: timeouts.acquire,
                 answer: timeouts.statement.map(|limit| limit + ANSWER_GRACE),
                 slow: timeouts.slow_query,
+                patient,
                 pooled: config.pooler != Pooler::None,
             },
             metrics,
@@ -202,7 +225,10 @@ impl Pool {
             // A server that restarts, or has no connection left for a moment, is waited for; one
             // that has been away for longer than a caller waits is not, so that an outage costs
             // each caller one refused attempt and not the whole timeout.
-            let patient = error.kind() == ErrorKind::Unavailable
+            // A login that was accepted before is refused while its password is being rotated.
+            let patient = shared.rules.patient
+                && (error.kind() == ErrorKind::Unavailable
+                    || shared.health.was_let_in() && refused_login(&error))
                 && shared.health.down_for().is_none_or(|down| down < limit);
             let pause = backoff.next();
             if !patient || started.elapsed() + pause >= limit {
@@ -231,6 +257,11 @@ impl Pool {
             format!("no connection to {endpoint} could be opened within {limit:?}: the server does not answer"),
         )
         .with_pool(report)
+    }
+
+    /// A connection beside the pool's, as they are opened.
+    pub(crate) async fn open_apart(&self) -> Result<PgConnection, Error> {
+        self.shared.connections.manager().open().await
     }
 
     /// What the pool holds now.

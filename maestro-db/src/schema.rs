@@ -27,6 +27,8 @@ impl Parts {
         let mut files = Vec::new();
         if self.tenants {
             files.push(file(1, "tenants", include_str!("schema/tenants.sql")));
+            let schemas = include_str!("schema/tenant_schemas.sql");
+            files.push(file(2, "tenant schemas", schemas));
         }
         if self.leases {
             files.push(file(1_001, "leases", include_str!("schema/leases.sql")));

@@ -2,8 +2,11 @@
 
 mod admin;
 mod check;
+mod erase;
+mod export;
 mod id;
 mod scoped;
+mod tables;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -11,8 +14,10 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 pub use admin::{AuditEntry, TenantRecord, TenantState, Tenants};
-pub(crate) use check::{Check, tenant_checks};
+pub(crate) use check::{Check, TENANT_CHECKS};
 pub use check::{Finding, Severity};
+pub use erase::{EraseHook, EraseReceipt};
+pub use export::ExportSummary;
 pub use id::TenantId;
 pub use scoped::TenantDb;
 

@@ -48,11 +48,6 @@ impl Request {
         self.persistent = true;
     }
 
-    /// The text, apart from the request.
-    pub(crate) fn sql_text(&self) -> SqlStr {
-        self.sql.clone()
-    }
-
     pub(crate) fn text(&self) -> &str {
         self.sql.as_str()
     }
@@ -285,6 +280,9 @@ impl Lease {
                 if is_stale_plan(error.as_ref()) {
                     self.shared.health.plans_are_stale();
                 }
+                if error.code().as_deref() == Some(READ_ONLY) {
+                    self.shared.health.maybe_demoted();
+                }
                 !ends_session(error.as_ref())
             }
             // Found by the driver before or after it spoke to the server, never in between.
@@ -365,6 +363,9 @@ impl Drop for Lease {
         drop(Object::take(object));
     }
 }
+
+/// SQLSTATE `read_only_sql_transaction`: the server became a standby, or the transaction is read-only.
+const READ_ONLY: &str = "25006";
 
 /// Waits for the server's answer, for at most `limit`.
 pub(crate) async fn within<T>(

@@ -10,13 +10,12 @@ use maestro_metrics::Histogram;
 use parking_lot::Mutex;
 use sqlx::Connection as _;
 use sqlx::postgres::PgConnection;
-use tokio::sync::OnceCell;
 
 use super::SETTLE;
+use super::primary::{Primary, is_standby};
 use super::roster::{Roster, Slot};
 use crate::connect::Connector;
 use crate::error::Error;
-use crate::pooler;
 
 /// What the pool knows of its server, shared by all connections.
 #[derive(Debug, Default)]
@@ -26,6 +25,9 @@ pub(crate) struct Health {
     suspicion: AtomicU64,
     /// Raised when a plan was found stale: the others forget their statements before use.
     plans: AtomicU64,
+    /// Raised when a write was refused as read-only: the others are asked whether their server has
+    /// become a standby.
+    demotion: AtomicU64,
     /// Raised when connections should be replaced: a new password, a new primary.
     generation: AtomicU64,
     state: Mutex<State>,
@@ -34,13 +36,18 @@ pub(crate) struct Health {
 #[derive(Debug, Default)]
 struct State {
     down_since: Option<Instant>,
-    last_success: Option<Instant>,
+    was_let_in: bool,
 }
 
 impl Health {
     /// A connection broke; the others may have too.
     pub(crate) fn suspect(&self) {
         self.suspicion.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A server that should take writes refused one.
+    pub(crate) fn maybe_demoted(&self) {
+        self.demotion.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A migration changed a table under a prepared statement.
@@ -58,11 +65,16 @@ impl Health {
         self.state.lock().down_since.map(|since| since.elapsed())
     }
 
+    /// True when the server accepted the role and its password at least once.
+    pub(crate) fn was_let_in(&self) -> bool {
+        self.state.lock().was_let_in
+    }
+
     fn opened(&self, success: bool) {
         let mut state = self.state.lock();
         if success {
             state.down_since = None;
-            state.last_success = Some(Instant::now());
+            state.was_let_in = true;
         } else if state.down_since.is_none() {
             state.down_since = Some(Instant::now());
         }
@@ -72,12 +84,10 @@ impl Health {
 /// deadpool's manager.
 #[derive(Debug)]
 pub(crate) struct Connections {
-    connector: Connector,
+    primary: Primary,
     health: Arc<Health>,
     max_lifetime: Option<Duration>,
     create_time: Histogram,
-    /// What stands between was looked at.
-    checked: OnceCell<()>,
 }
 
 /// One connection in the pool.
@@ -90,6 +100,7 @@ pub(crate) struct Pooled {
     retire_at: Option<Instant>,
     suspicion: u64,
     plans: u64,
+    demotion: u64,
     generation: u64,
 }
 
@@ -103,21 +114,21 @@ const SPREAD: Duration = Duration::from_secs(30);
 impl Connections {
     pub(super) fn new(
         connector: Connector,
+        successor: Option<Connector>,
         health: Arc<Health>,
         max_lifetime: Option<Duration>,
         create_time: Histogram,
     ) -> Self {
         Self {
-            connector,
+            primary: Primary::new(connector, successor),
             health,
             max_lifetime,
             create_time,
-            checked: OnceCell::new(),
         }
     }
 
     pub(super) fn connector(&self) -> &Connector {
-        &self.connector
+        self.primary.connector()
     }
 }
 
@@ -127,9 +138,10 @@ impl Manager for Connections {
 
     async fn create(&self) -> Result<Pooled, Error> {
         let health = &self.health;
-        let (suspicion, plans, generation) = (
+        let (suspicion, plans, demotion, generation) = (
             health.suspicion.load(Ordering::Relaxed),
             health.plans.load(Ordering::Relaxed),
+            health.demotion.load(Ordering::Relaxed),
             health.generation.load(Ordering::Relaxed),
         );
         let started = Instant::now();
@@ -147,6 +159,7 @@ impl Manager for Connections {
                 .map(|limit| now + limit.mul_f64(1.0 - jitter() / 10.0)),
             suspicion,
             plans,
+            demotion,
             generation,
         })
     }
@@ -168,6 +181,15 @@ impl Manager for Connections {
             settle(pooled.raw.clear_cached_statements()).await?;
             pooled.plans = plans;
         }
+        let demotion = health.demotion.load(Ordering::Relaxed);
+        if pooled.demotion != demotion {
+            // A read-only transaction of the service's own is refused writes as well.
+            match is_standby(&mut pooled.raw).await {
+                Ok(false) => pooled.demotion = demotion,
+                Ok(true) => return Err(RecycleError::message("its server is a standby now")),
+                Err(error) => return Err(RecycleError::Backend(error)),
+            }
+        }
         let suspicion = health.suspicion.load(Ordering::Relaxed);
         if pooled.suspicion != suspicion || now.duration_since(pooled.returned) > UNUSED {
             settle(pooled.raw.ping()).await?;
@@ -178,18 +200,9 @@ impl Manager for Connections {
 }
 
 impl Connections {
-    async fn open(&self) -> Result<PgConnection, Error> {
-        let mut looked_through = None;
-        self.checked
-            .get_or_try_init(|| async {
-                looked_through = Some(pooler::check(&self.connector).await?);
-                Ok::<_, Error>(())
-            })
-            .await?;
-        match looked_through {
-            Some(connection) => Ok(connection),
-            None => self.connector.open().await,
-        }
+    /// A connection to the server that takes writes, as far as there is a choice.
+    pub(super) async fn open(&self) -> Result<PgConnection, Error> {
+        self.primary.open().await
     }
 }
 

@@ -4,6 +4,7 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use sqlx::Connection as _;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::MissedTickBehavior;
@@ -61,11 +62,13 @@ impl Upkeep {
     pub(super) async fn run(self) {
         let mut tick = tokio::time::interval(PERIOD);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut rotation = 0;
         loop {
             tick.tick().await;
             let Some(shared) = self.shared.upgrade() else {
                 return;
             };
+            follow_rotation(&shared, &mut rotation).await;
             self.sweep(&shared).await;
             self.warm(&shared).await;
         }
@@ -107,5 +110,23 @@ impl Upkeep {
                 Err(_) => return,
             }
         }
+    }
+}
+
+/// Replaces open connections once the server accepts what the secret files hold now; before that they
+/// are all there is. `seen` is the rotation that was followed last.
+async fn follow_rotation(shared: &Shared, seen: &mut u64) {
+    let connector = shared.connections.manager().connector();
+    if connector.has_rotated()
+        && !shared.connections.is_closed()
+        && let Ok(connection) = connector.open().await
+    {
+        // Nobody waits for it.
+        let _ = tokio::time::timeout(SETTLE, connection.close()).await;
+    }
+    let rotations = connector.rotations();
+    if std::mem::replace(seen, rotations) != rotations {
+        tracing::info!("the database password changed; open connections are replaced");
+        shared.health.retire();
     }
 }

@@ -6,7 +6,7 @@ use sqlx::postgres::PgConnection;
 
 use super::{Provisioner, bounded, good_bye};
 use crate::error::{Error, ErrorKind};
-use crate::tenant::{Check, Finding, Severity, tenant_checks};
+use crate::tenant::{Check, Finding, Severity, TENANT_CHECKS};
 
 /// The names every question may use.
 const NAMES: &str = "with s as (select $1::text as db, $2::text as owner, $3::text as migrator, $4::text as role), \
@@ -44,7 +44,7 @@ pub(super) async fn verify(
         sqlx::query_scalar("select pg_catalog.to_regclass('maestro.tenants') is not null")
             .fetch_one(&mut inside);
     if bounded("looking for tenants", tenants).await? {
-        for check in tenant_checks() {
+        for check in TENANT_CHECKS {
             let rows = sqlx::query_as(check.sql).fetch_all(&mut inside);
             let rows: Vec<(String, String)> = bounded(check.code, rows).await?;
             findings.extend(rows.into_iter().map(|row| check.finding(row)));

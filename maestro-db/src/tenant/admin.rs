@@ -3,7 +3,7 @@
 use sqlx::types::Json;
 use sqlx::types::chrono::{DateTime, Utc};
 
-use super::check::{Check, Finding, tenant_checks};
+use super::check::{Check, Finding, TENANT_CHECKS};
 use super::{TenantId, TenantModel};
 use crate::client::Db;
 use crate::error::{Error, ErrorKind};
@@ -12,12 +12,8 @@ use crate::transaction::Transaction;
 /// The tenants of a database; see [`Db::tenants`].
 #[derive(Clone, Debug)]
 pub struct Tenants {
-    pub(super) db: Db,
-    #[expect(
-        dead_code,
-        reason = "row-level security is the only model that works yet"
-    )]
-    pub(super) model: TenantModel,
+    pub(crate) db: Db,
+    pub(crate) model: TenantModel,
 }
 
 /// Whether a tenant may be entered.
@@ -95,7 +91,8 @@ impl Db {
 }
 
 impl Tenants {
-    /// Makes a tenant.
+    /// Makes a tenant. Where tenants have schemas, its own comes with the next
+    /// [`migrate`](Self::migrate).
     ///
     /// # Errors
     /// [`ErrorKind::Conflict`] when there is one of this id.
@@ -251,7 +248,7 @@ impl Tenants {
     /// Run it in a test of the service after its migrations, and by the operator's doctor.
     pub async fn check(&self) -> Result<Vec<Finding>, Error> {
         let mut findings = Vec::new();
-        for check in tenant_checks() {
+        for check in TENANT_CHECKS {
             let rows: Vec<(String, String)> = sqlx::query_as(check.sql)
                 .fetch_all(&self.db)
                 .await

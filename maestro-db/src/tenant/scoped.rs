@@ -4,15 +4,16 @@ use std::fmt;
 use std::panic::Location;
 
 use futures_core::future::BoxFuture;
-use futures_core::stream::BoxStream;
-use sqlx::postgres::{PgQueryResult, PgRow, PgStatement, PgTypeInfo, Postgres};
-use sqlx::{Either, Execute, Executor, SqlStr};
+use sqlx::postgres::{PgConnection, PgQueryResult, PgRow};
+use sqlx::{Either, SqlStr};
 
 use super::{Scope, TenantId};
 use crate::client::Db;
-use crate::error::{Error, ErrorKind};
-use crate::outlet;
+use crate::error::{Error, ErrorKind, is_stale_plan};
+use crate::executor::{Runs, Work, executor};
+use crate::outlet::Outlet;
 use crate::pool::{Holder, Request};
+use crate::read::{ReadDb, begin_reading};
 use crate::transaction::{Transaction, TransactionOptions};
 
 /// A service's database as one tenant sees it. A clone is the same.
@@ -45,6 +46,18 @@ use crate::transaction::{Transaction, TransactionOptions};
 pub struct TenantDb {
     db: Db,
     id: TenantId,
+    /// Only reads, which may be a little old.
+    reads: bool,
+}
+
+impl ReadDb {
+    /// One tenant's rows, for reads that may be a little old: each transaction is read-only.
+    pub fn tenant(&self, id: TenantId) -> TenantDb {
+        TenantDb {
+            reads: true,
+            ..self.db().tenant(id)
+        }
+    }
 }
 
 impl Db {
@@ -54,6 +67,7 @@ impl Db {
         TenantDb {
             db: self.clone(),
             id,
+            reads: false,
         }
     }
 }
@@ -123,6 +137,9 @@ impl TenantDb {
             ));
         };
         let scope = Scope::new(model, &self.id, check);
+        if self.reads {
+            return begin_reading(&self.db, options, Some(scope), origin).await;
+        }
         let lease = self.db.pool().acquire(origin.clone()).await?;
         Transaction::begin(lease, options, Some(scope), origin).await
     }
@@ -131,16 +148,15 @@ impl TenantDb {
         Holder::Statement(self.db.pool().statements().look_up(sql))
     }
 
-    /// One statement as a transaction of its own.
-    async fn once<T>(
+    async fn attempt<T: Send>(
         &self,
-        sql: &str,
-        work: impl for<'t> FnOnce(&'t mut Transaction) -> BoxFuture<'t, Result<T, sqlx::Error>>,
+        request: Request,
+        rows: fn(&T) -> u64,
+        work: Work<T>,
     ) -> Result<T, sqlx::Error> {
-        let mut tx = self
-            .enter(TransactionOptions::new(), self.origin(sql))
-            .await?;
-        let value = work(&mut tx).await?;
+        let origin = self.origin(request.text());
+        let mut tx = self.enter(TransactionOptions::new(), origin).await?;
+        let value = tx.run(request, rows, work).await?;
         tx.commit().await?;
         Ok(value)
     }
@@ -150,103 +166,55 @@ impl fmt::Debug for TenantDb {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TenantDb")
             .field("tenant", &self.id)
+            .field("reads", &self.reads)
             .field("db", &self.db)
             .finish()
     }
 }
 
-impl<'c> Executor<'c> for &'c TenantDb {
-    type Database = Postgres;
+executor!(&'c TenantDb);
 
-    fn execute<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<PgQueryResult, sqlx::Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        let request = Request::take(query);
-        Box::pin(async move {
-            let request = request?;
-            let sql = request.sql_text();
-            self.once(sql.as_str(), |tx| tx.execute(request)).await
-        })
-    }
-
-    fn fetch_many<'e, 'q: 'e, E>(
+/// Each statement is a transaction of its own.
+impl Runs for &TenantDb {
+    /// Once more when a plan was stale, because it did nothing the first time. Where tenants have
+    /// schemas, a statement meets that whenever it comes to a tenant whose tables a migration has not
+    /// changed yet.
+    async fn run<T: Send>(
         self,
-        query: E,
-    ) -> BoxStream<'e, Result<Either<PgQueryResult, PgRow>, sqlx::Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        let request = Request::take(query);
-        outlet::stream(move |outlet| async move {
-            let request = request?;
-            let origin = self.origin(request.text());
-            let mut tx = self.enter(TransactionOptions::new(), origin).await?;
-            tx.stream(request, &outlet).await?;
-            tx.commit().await?;
-            Ok(())
-        })
+        request: Request,
+        rows: fn(&T) -> u64,
+        work: Work<T>,
+    ) -> Result<T, sqlx::Error> {
+        let again = request.clone();
+        match self.attempt(request, rows, work).await {
+            Err(sqlx::Error::Database(error)) if is_stale_plan(error.as_ref()) => {
+                self.attempt(again, rows, work).await
+            }
+            result => result,
+        }
     }
 
-    fn fetch_all<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Vec<PgRow>, sqlx::Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        let request = Request::take(query);
-        Box::pin(async move {
-            let request = request?;
-            let sql = request.sql_text();
-            self.once(sql.as_str(), |tx| tx.fetch_all(request)).await
-        })
-    }
-
-    fn fetch_optional<'e, 'q: 'e, E>(
+    async fn pour(
         self,
-        query: E,
-    ) -> BoxFuture<'e, Result<Option<PgRow>, sqlx::Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Postgres>,
-    {
-        let request = Request::take(query);
-        Box::pin(async move {
-            let request = request?;
-            let sql = request.sql_text();
-            self.once(sql.as_str(), |tx| tx.fetch_optional(request))
-                .await
-        })
+        request: Request,
+        outlet: Outlet<Either<PgQueryResult, PgRow>>,
+    ) -> Result<(), sqlx::Error> {
+        let origin = self.origin(request.text());
+        let mut tx = self.enter(TransactionOptions::new(), origin).await?;
+        tx.pour(request, outlet).await?;
+        tx.commit().await?;
+        Ok(())
     }
 
-    fn prepare_with<'e>(
+    async fn ask<T: Send>(
         self,
         sql: SqlStr,
-        parameters: &'e [PgTypeInfo],
-    ) -> BoxFuture<'e, Result<PgStatement, sqlx::Error>>
-    where
-        'c: 'e,
-    {
-        // Owned, so that the closure borrows nothing but the transaction.
-        let (text, parameters) = (sql.clone(), parameters.to_vec());
-        Box::pin(async move {
-            self.once(text.as_str(), |tx| {
-                Box::pin(async move { tx.prepare_with(sql, &parameters).await })
-            })
-            .await
-        })
-    }
-
-    #[doc(hidden)]
-    fn describe<'e>(
-        self,
-        sql: SqlStr,
-    ) -> BoxFuture<'e, Result<sqlx::Describe<Postgres>, sqlx::Error>>
-    where
-        'c: 'e,
-    {
-        let text = sql.clone();
-        Box::pin(async move { self.once(text.as_str(), |tx| tx.describe(sql)).await })
+        work: impl for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>> + Send,
+    ) -> Result<T, sqlx::Error> {
+        let origin = self.origin(sql.as_str());
+        let mut tx = self.enter(TransactionOptions::new(), origin).await?;
+        let value = tx.ask(sql, work).await?;
+        tx.commit().await?;
+        Ok(value)
     }
 }

@@ -182,7 +182,7 @@ async fn one_candidate_leads_and_the_next_one_follows_with_a_higher_token() {
 #[tokio::test]
 async fn a_leader_that_is_cut_off_knows_before_another_one_leads() {
     let (sandbox, db) =
-        electing(&[("ACQUIRE_TIMEOUT", "300ms"), ("CONNECT_TIMEOUT", "300ms")]).await;
+        electing(&[("ACQUIRE_TIMEOUT", "900ms"), ("CONNECT_TIMEOUT", "900ms")]).await;
     // Past the link that will be cut.
     let direct = maestro_config::Environment::from_pairs(sandbox.direct_environment())
         .read()

@@ -13,11 +13,26 @@ const ROUNDS: usize = 400;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_tenants_on_one_connection_never_see_each_others_rows() {
     let (_sandbox, db) = tenants(&[("POOL_MAX", "1"), ("ACQUIRE_TIMEOUT", "30s")]).await;
-    campaign(&db, ROUNDS).await;
+    campaign(&db, ROUNDS, "orders").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_tenants_with_schemas_on_one_connection_never_see_each_others_rows() {
+    let (_sandbox, db) =
+        crate::schemas::tenants(&[("POOL_MAX", "1"), ("ACQUIRE_TIMEOUT", "30s")]).await;
+    campaign(&db, ROUNDS, "tenant_acme.orders").await;
 }
 
 /// Two tenants and callers without one, all at once, for so many rounds each.
-pub(crate) async fn campaign(db: &Db, rounds: usize) {
+pub(crate) async fn campaign(db: &Db, rounds: usize, table: &'static str) {
+    // An empty table is not asked whose it is.
+    for id in ["acme", "globex"] {
+        sqlx::query("insert into orders (text) values ($1)")
+            .bind(id)
+            .execute(&db.tenant(TenantId::parse(id).unwrap()))
+            .await
+            .unwrap();
+    }
     let mut work = tokio::task::JoinSet::new();
     for (seed, id) in [(1, "acme"), (2, "globex"), (3, "acme"), (4, "globex")] {
         let tenant = db.tenant(TenantId::parse(id).unwrap());
@@ -30,9 +45,8 @@ pub(crate) async fn campaign(db: &Db, rounds: usize) {
     let unscoped = db.clone();
     work.spawn(async move {
         for _ in 0..rounds {
-            let result = sqlx::query("select text from orders")
-                .fetch_all(&unscoped)
-                .await;
+            let sql = sqlx::AssertSqlSafe(format!("select text from {table}"));
+            let result = sqlx::query(sql).fetch_all(&unscoped).await;
             let error = Error::from(result.expect_err("rows were seen without a tenant"));
             assert_eq!(error.kind(), ErrorKind::Isolation, "{error}");
         }

@@ -8,7 +8,9 @@
 
 mod bulk;
 mod cancellation;
+mod catalogue;
 mod coordination;
+mod driver;
 mod executor;
 mod faults;
 mod leaks;
@@ -17,6 +19,11 @@ mod migrations;
 mod pgbouncer;
 mod pool;
 mod provisioning;
+mod replica;
+mod rotation;
+mod schemas;
 mod support;
+mod tenant_data;
 mod tenants;
+mod tls;
 mod transactions;

@@ -253,7 +253,29 @@ async fn two_tenants_on_two_sessions_of_a_pgbouncer_never_see_each_others_rows()
         return;
     }
     let db = connected.unwrap();
-    crate::leaks::campaign(&db, 400).await;
+    crate::leaks::campaign(&db, 400, "orders").await;
+    drop(direct);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_tenants_with_schemas_on_two_sessions_of_a_pgbouncer_never_see_each_others_rows() {
+    let (sandbox, direct) = crate::schemas::tenants(&[]).await;
+    let bouncer = PgBouncer::start(&sandbox, 2, "").await;
+    let settings = [
+        ("POOL_MAX", "8"),
+        ("ACQUIRE_TIMEOUT", "30s"),
+        ("CONNECT_TIMEOUT", "30s"),
+    ];
+    let connected = Db::builder(bouncer.config(&sandbox, "pgbouncer", &settings))
+        .tenants(maestro_db::TenantModel::Schemas)
+        .connect()
+        .await;
+    if version() < (1, 21) {
+        connected.unwrap_err();
+        return;
+    }
+    let db = connected.unwrap();
+    crate::leaks::campaign(&db, 400, "tenant_acme.orders").await;
     drop(direct);
 }
 

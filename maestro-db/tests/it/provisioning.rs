@@ -299,6 +299,12 @@ const FAULTS: &[(&str, &str, &str)] = &[
         "create materialized view kept as select 1 as one; alter materialized view kept owner to orders_owner",
         "materialized-view",
     ),
+    (
+        "orders",
+        "create schema tenant_acme authorization orders_owner; create table tenant_acme.open (id int); \
+         alter table tenant_acme.open owner to orders_owner",
+        "tenant-schema-table-without-policy",
+    ),
 ];
 
 /// Each fault is planted alone, found under its name, mended by the statement the audit gives, and

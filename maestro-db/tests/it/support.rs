@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use maestro_config::Environment;
 use maestro_db::{Db, DbConfig};
-use maestro_testkit::{Sandbox, Service, Stack};
+use maestro_testkit::{DevServicesConfig, Sandbox, Service, Source, Stack};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::{Connection as _, SqlSafeStr as _};
 
@@ -37,6 +37,21 @@ pub(crate) async fn sandbox() -> Sandbox {
 pub(crate) async fn dedicated() -> (Stack, Sandbox) {
     let stack = Stack::builder()
         .only([Service::Postgres])
+        .dedicated()
+        .await
+        .unwrap();
+    let sandbox = stack.sandbox("orders").await.unwrap();
+    (stack, sandbox)
+}
+
+/// The same as a program of this machine, wherever other tests have theirs: a standby is made beside
+/// it with the tools of the same installation.
+pub(crate) async fn on_this_machine() -> (Stack, Sandbox) {
+    let mut config = DevServicesConfig::default();
+    config.source = Source::Local;
+    let stack = Stack::builder()
+        .only([Service::Postgres])
+        .config(config)
         .dedicated()
         .await
         .unwrap();

@@ -7,7 +7,7 @@ use maestro_testkit::Sandbox;
 
 use crate::support::{config, migrator, sandbox};
 
-const ORDERS: &str = "create table orders (tenant text, id bigint generated always as identity, text text not null, primary key (tenant, id)); \
+pub(crate) const ORDERS: &str = "create table orders (tenant text, id bigint generated always as identity, text text not null, primary key (tenant, id)); \
      select maestro.protect('orders'); \
      create table countries (code text primary key); \
      select maestro.share('countries', 'the same for all')";
