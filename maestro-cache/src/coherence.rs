@@ -47,6 +47,8 @@ pub(crate) struct LocalEntry {
     pub(crate) created: Micros,
     /// Until then the value is current.
     pub(crate) fresh_until: Nanos,
+    /// From then on it is to be loaded anew while it serves.
+    pub(crate) refresh_at: Nanos,
     /// Until then it may stand in when a load fails.
     pub(crate) stale_until: Nanos,
     pub(crate) tags: Option<Arc<[Arc<MarkerSlot>]>>,
@@ -60,6 +62,7 @@ pub(crate) struct Keep {
     pub(crate) value: Option<Arc<dyn Any + Send + Sync>>,
     pub(crate) created: Micros,
     pub(crate) fresh_until: Nanos,
+    pub(crate) refresh_at: Nanos,
     pub(crate) stale_until: Nanos,
     pub(crate) tags: Vec<Arc<MarkerSlot>>,
     /// Memory the value is thought to take, in bytes.
@@ -77,6 +80,13 @@ pub(crate) struct Ticket {
     region_epoch: u64,
     taken: Nanos,
     tags: Vec<(Arc<MarkerSlot>, u64)>,
+}
+
+impl Ticket {
+    /// When it was taken, by our clock.
+    pub(crate) fn taken(&self) -> Nanos {
+        self.taken
+    }
 }
 
 /// What process memory holds for a key.
@@ -356,6 +366,7 @@ impl Coherence {
             value: keep.value,
             created: keep.created,
             fresh_until: keep.fresh_until,
+            refresh_at: keep.refresh_at,
             stale_until: keep.stale_until.max(keep.fresh_until),
             tags: (!keep.tags.is_empty()).then(|| keep.tags.into()),
             epoch: if coherent { ticket.region_epoch } else { 0 },

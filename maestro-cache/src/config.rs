@@ -1,9 +1,10 @@
 //! Settings from the environment: `MAESTRO_CACHE_*`.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use maestro_config::{FromEnvironment, Kind, Reader, Secret, ServiceName, Table, Variable};
+use maestro_config::{
+    FromEnvironment, Kind, Reader, Secret, ServerUrl, ServiceName, Table, TlsPaths, Variable,
+};
 use url::Url;
 
 /// Where the service's Redis is, and how to speak to it.
@@ -22,12 +23,14 @@ use url::Url;
 /// ```
 #[derive(Clone, Debug)]
 pub struct CacheConfig {
+    /// What is asked for every new connection: secret files may have changed.
+    pub(crate) url: ServerUrl,
+    /// As it was when the settings were read: for messages and labels, which do not follow a file.
     pub(crate) host: String,
     pub(crate) port: u16,
     pub(crate) database: u16,
     pub(crate) username: Option<String>,
-    pub(crate) password: Option<Secret<String>>,
-    pub(crate) tls: Option<Tls>,
+    pub(crate) tls: TlsPaths,
     pub(crate) prefix: String,
     pub(crate) default_ttl: Duration,
     pub(crate) local_ttl: Duration,
@@ -35,14 +38,6 @@ pub struct CacheConfig {
     pub(crate) connect_timeout: Duration,
     pub(crate) local_capacity: u64,
     pub(crate) connections: usize,
-}
-
-/// Files for a `rediss://` connection; each may be absent.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Tls {
-    pub(crate) ca: Option<PathBuf>,
-    pub(crate) cert: Option<PathBuf>,
-    pub(crate) key: Option<PathBuf>,
 }
 
 impl CacheConfig {
@@ -58,6 +53,11 @@ impl CacheConfig {
             return format!("[{host}]:{}/{}", self.port, self.database);
         }
         format!("{host}:{}/{}", self.port, self.database)
+    }
+
+    /// Where to connect and as whom, now.
+    pub(crate) fn location(&self) -> Result<Location, &'static str> {
+        parse_location(self.url.current().expose())
     }
 
     /// Lifetime of entries of a region that sets none.
@@ -153,8 +153,8 @@ impl FromEnvironment for CacheConfig {
     }
 
     fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        let location = location(reader);
-        let password = reader.optional(&PASSWORD, Reader::secret);
+        let url = reader.server_url(&URL, Some(&PASSWORD));
+        let location = url.as_ref().and_then(|url| location(reader, url));
         let prefix = prefix(reader);
         let default_ttl = bounded(reader, &DEFAULT_TTL, 1_000, 366 * 86_400_000);
         let local_ttl = bounded(reader, &LOCAL_TTL, 0, 86_400_000);
@@ -162,21 +162,10 @@ impl FromEnvironment for CacheConfig {
         let connect_timeout = bounded(reader, &CONNECT_TIMEOUT, 10, 60_000);
         let local_capacity = reader.size(&LOCAL_CAPACITY);
         let connections = reader.count(&CONNECTIONS);
-        let ca = reader.optional(&TLS_CA, Reader::path);
-        let cert = reader.optional(&TLS_CERT, Reader::path);
-        let key = reader.optional(&TLS_KEY, Reader::path);
+        let tls = reader.tls(&TLS_CA, &TLS_CERT, &TLS_KEY);
 
-        let (location, password, ca, cert, key) = (location?, password?, ca?, cert?, key?);
-        let files = Tls { ca, cert, key };
-        if files.cert.is_some() != files.key.is_some() {
-            reader.problem(
-                &TLS_CERT,
-                "a client certificate needs its key, and a key its certificate",
-                "set both MAESTRO_CACHE_TLS_CERT and MAESTRO_CACHE_TLS_KEY, or neither",
-            );
-            return None;
-        }
-        let named = files.ca.is_some() || files.cert.is_some();
+        let (location, tls) = (location?, tls?);
+        let named = tls.ca.is_some() || tls.identity.is_some();
         if named && !location.tls {
             reader.problem(
                 &URL,
@@ -186,12 +175,12 @@ impl FromEnvironment for CacheConfig {
             return None;
         }
         Some(Self {
+            url: url?,
             host: location.host,
             port: location.port,
             database: location.database,
             username: location.username,
-            password: password.or(location.password),
-            tls: location.tls.then_some(files),
+            tls,
             prefix: prefix?,
             default_ttl: default_ttl?,
             local_ttl: local_ttl?,
@@ -204,18 +193,18 @@ impl FromEnvironment for CacheConfig {
 }
 
 /// What the URL says.
-struct Location {
-    tls: bool,
-    host: String,
-    port: u16,
-    database: u16,
-    username: Option<String>,
-    password: Option<Secret<String>>,
+#[derive(Debug)]
+pub(crate) struct Location {
+    pub(crate) tls: bool,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) database: u16,
+    pub(crate) username: Option<String>,
+    pub(crate) password: Option<Secret<String>>,
 }
 
-fn location(reader: &mut Reader<'_>) -> Option<Location> {
-    let text = reader.url(&URL)?;
-    match parse_location(text.expose()) {
+fn location(reader: &mut Reader<'_>, url: &ServerUrl) -> Option<Location> {
+    match parse_location(url.current().expose()) {
         Ok(location) => Some(location),
         Err(problem) => {
             reader.problem(
@@ -347,8 +336,9 @@ mod tests {
         assert_eq!(config.host, "::1");
         assert_eq!(config.server(), "[::1]:7000/4");
         assert_eq!(config.username.as_deref(), Some("maestro_v2"));
-        assert_eq!(config.password.unwrap().expose(), "p@ss/word");
-        assert!(config.tls.is_some());
+        let location = config.location().unwrap();
+        assert_eq!(location.password.unwrap().expose(), "p@ss/word");
+        assert!(location.tls);
         assert_eq!(config.prefix, "maestro-v2:");
     }
 
@@ -360,7 +350,25 @@ mod tests {
             ("MAESTRO_CACHE_PASSWORD", "new"),
         ])
         .unwrap();
-        assert_eq!(config.password.unwrap().expose(), "new");
+        let location = config.location().unwrap();
+        assert_eq!(location.password.unwrap().expose(), "new");
+    }
+
+    #[test]
+    fn a_password_that_rotates_on_disk_is_the_next_connections() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("password");
+        std::fs::write(&file, "first").unwrap();
+        let config = read(&[
+            ("MAESTRO_CACHE_PREFIX", "mv2:"),
+            ("MAESTRO_CACHE_URL", "redis://u@h"),
+            ("MAESTRO_CACHE_PASSWORD_FILE", file.to_str().unwrap()),
+        ])
+        .unwrap();
+        let password = || config.location().unwrap().password.unwrap();
+        assert_eq!(password().expose(), "first");
+        std::fs::write(&file, "a/se:c@nd %one").unwrap();
+        assert_eq!(password().expose(), "a/se:c@nd %one");
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! One connection to the server: the only file that names the driver's connection.
 
-use std::sync::Once;
+use std::path::Path;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
+use maestro_config::TlsPaths;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::{
@@ -11,7 +13,7 @@ use redis::{
 };
 use tokio::time::{Instant, timeout_at};
 
-use crate::config::{CacheConfig, Tls};
+use crate::config::CacheConfig;
 use crate::error::{Error, ErrorKind};
 
 /// Commands queued for the socket before callers wait: enough that a burst of a thousand tasks is
@@ -27,6 +29,8 @@ pub(crate) enum Event {
     Invalidated(Vec<Vec<u8>>),
     /// Some database was flushed.
     Flushed,
+    /// A message on a channel that this connection listens to.
+    Message(Vec<u8>),
     /// The connection is gone.
     Lost,
 }
@@ -49,10 +53,27 @@ pub(crate) struct Connection(MultiplexedConnection);
 impl Connection {
     /// Opens a connection and has it answer once, all within `deadline`. `on_event` is called from
     /// the task that reads the socket, in the order of the wire: it must not block.
+    ///
+    /// A password that is refused is looked for again where it came from, and a new one is tried at
+    /// once: rotating a secret costs no pause.
     pub(crate) async fn open(
         config: &CacheConfig,
         deadline: Instant,
         on_event: impl Fn(Event) + Send + Sync + 'static,
+    ) -> Result<Self, Error> {
+        let on_event: Arc<dyn Fn(Event) + Send + Sync> = Arc::new(on_event);
+        match Self::attempt(config, deadline, Arc::clone(&on_event)).await {
+            Err(error) if error.kind() == ErrorKind::Credentials && config.url.refresh() => {
+                Self::attempt(config, deadline, on_event).await
+            }
+            attempted => attempted,
+        }
+    }
+
+    async fn attempt(
+        config: &CacheConfig,
+        deadline: Instant,
+        on_event: Arc<dyn Fn(Event) + Send + Sync>,
     ) -> Result<Self, Error> {
         let attempt = async {
             let client = client(config).await?;
@@ -100,23 +121,30 @@ impl Connection {
 }
 
 async fn client(config: &CacheConfig) -> Result<Client, Error> {
-    let address = match &config.tls {
-        None => ConnectionAddr::Tcp(config.host.clone(), config.port),
-        Some(_) => ConnectionAddr::TcpTls {
-            host: config.host.clone(),
-            port: config.port,
+    let location = config.location().map_err(|problem| {
+        Error::new(
+            ErrorKind::Config,
+            format!("MAESTRO_CACHE_URL {problem}, since its file was changed"),
+        )
+    })?;
+    let address = if location.tls {
+        ConnectionAddr::TcpTls {
+            host: location.host,
+            port: location.port,
             insecure: false,
             tls_params: None,
-        },
+        }
+    } else {
+        ConnectionAddr::Tcp(location.host, location.port)
     };
     let mut login = RedisConnectionInfo::default()
         .set_protocol(ProtocolVersion::RESP3)
-        .set_db(i64::from(config.database))
+        .set_db(i64::from(location.database))
         .set_lib_name("maestro-cache", env!("CARGO_PKG_VERSION"));
-    if let Some(username) = &config.username {
+    if let Some(username) = &location.username {
         login = login.set_username(username);
     }
-    if let Some(password) = &config.password {
+    if let Some(password) = &location.password {
         login = login.set_password(password.expose());
     }
     let socket = TcpSettings::default()
@@ -137,21 +165,19 @@ async fn client(config: &CacheConfig) -> Result<Client, Error> {
         .map_err(unusable)?
         .set_tcp_settings(socket)
         .set_redis_settings(login);
-    match &config.tls {
-        None => Client::open(info).map_err(unusable),
-        Some(files) => {
-            install_crypto();
-            let certificates = certificates(files).await?;
-            Client::build_with_tls(info, certificates).map_err(unusable)
-        }
+    if !location.tls {
+        return Client::open(info).map_err(unusable);
     }
+    install_crypto();
+    let certificates = certificates(&config.tls).await?;
+    Client::build_with_tls(info, certificates).map_err(unusable)
 }
 
 /// Read at every connection: renewed certificates are picked up without a restart.
-async fn certificates(files: &Tls) -> Result<TlsCertificates, Error> {
+async fn certificates(files: &TlsPaths) -> Result<TlsCertificates, Error> {
     let files = files.clone();
     let read = move || -> Result<TlsCertificates, Error> {
-        let read = |variable: &str, path: &std::path::Path| {
+        let read = |variable: &str, path: &Path| {
             std::fs::read(path).map_err(|error| {
                 Error::with_source(
                     ErrorKind::Config,
@@ -165,12 +191,12 @@ async fn certificates(files: &Tls) -> Result<TlsCertificates, Error> {
             .as_deref()
             .map(|path| read("MAESTRO_CACHE_TLS_CA", path))
             .transpose()?;
-        let client_tls = match (files.cert.as_deref(), files.key.as_deref()) {
-            (Some(cert), Some(key)) => Some(ClientTlsConfig {
+        let client_tls = match &files.identity {
+            Some((cert, key)) => Some(ClientTlsConfig {
                 client_cert: read("MAESTRO_CACHE_TLS_CERT", cert)?,
                 client_key: read("MAESTRO_CACHE_TLS_KEY", key)?,
             }),
-            _ => None,
+            None => None,
         };
         Ok(TlsCertificates {
             client_tls,
@@ -208,6 +234,8 @@ fn event(push: PushInfo) -> Option<Event> {
             }
             _ => Some(Event::Flushed),
         },
+        // Channel, payload.
+        PushKind::Message => bytes(push.data.into_iter().nth(1)?).map(Event::Message),
         _ => None,
     }
 }

@@ -142,6 +142,13 @@ impl<'a> Envelope<'a> {
     }
 }
 
+impl Envelope<'_> {
+    /// Whether it only says that there was something.
+    pub(crate) fn is_tombstone(&self) -> bool {
+        self.encoding == Encoding::Tombstone
+    }
+}
+
 /// The tags as the header holds them: a JSON array. JSON escapes line breaks, so it is one line.
 pub(crate) fn tags_field(tags: &[String]) -> String {
     if tags.is_empty() {

@@ -4,6 +4,8 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
+use maestro_metrics::Outage;
+
 /// What went wrong, named after what to do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -80,7 +82,8 @@ pub struct Error(Arc<Inner>);
 struct Inner {
     kind: ErrorKind,
     context: String,
-    source: Option<Box<dyn StdError + Send + Sync>>,
+    // Shown whole by `source` when Redis was away.
+    source: Outage,
 }
 
 impl Error {
@@ -88,7 +91,7 @@ impl Error {
         Self(Arc::new(Inner {
             kind,
             context: context.into(),
-            source: None,
+            source: Outage::new(),
         }))
     }
 
@@ -100,7 +103,7 @@ impl Error {
         Self(Arc::new(Inner {
             kind,
             context: context.into(),
-            source: Some(source.into()),
+            source: Outage::because(source),
         }))
     }
 
@@ -127,7 +130,7 @@ impl Error {
         if self.0.kind != ErrorKind::Load {
             return None;
         }
-        self.0.source.as_deref()?.downcast_ref()
+        self.0.source.cause()?.downcast_ref()
     }
 }
 
@@ -142,14 +145,16 @@ impl fmt::Debug for Error {
         f.debug_struct("Error")
             .field("kind", &self.0.kind)
             .field("context", &self.0.context)
-            .field("source", &self.0.source)
+            .field("source", &self.0.source.cause())
             .finish()
     }
 }
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        let source = self.0.source.as_deref()?;
-        Some(source)
+        if self.0.kind.is_outage() {
+            return Some(&self.0.source);
+        }
+        self.0.source.source()
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use maestro_metrics::Gauge;
 use parking_lot::Mutex;
@@ -23,6 +23,8 @@ pub(crate) struct Journal {
     pending: Mutex<Pending>,
     /// Read before the lock: nearly always 0.
     size: AtomicUsize,
+    /// Counts what was acknowledged: a read that crossed a delivery may hold what it took away.
+    deliveries: AtomicU64,
     pub(crate) added: Notify,
     gauge: Gauge,
 }
@@ -64,6 +66,7 @@ impl Journal {
         Self {
             pending: Mutex::default(),
             size: AtomicUsize::new(0),
+            deliveries: AtomicU64::new(0),
             added: Notify::new(),
             gauge,
         }
@@ -100,17 +103,24 @@ impl Journal {
         self.added.notify_one();
     }
 
+    /// Taken before a read is sent; [`Journal::covers`] wants it afterwards.
+    pub(crate) fn deliveries(&self) -> u64 {
+        self.deliveries.load(Ordering::Acquire)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.size.load(Ordering::Acquire)
     }
 
-    /// Whether what the server holds for this entry is known here to be invalidated.
-    pub(crate) fn covers(&self, region: &str, id: &str, tags: &[String]) -> bool {
+    /// Whether what the server said about this entry is known here to be invalidated. What it said
+    /// before something was delivered is taken to be.
+    pub(crate) fn covers(&self, region: &str, id: &str, tags: &[String], deliveries: u64) -> bool {
         if self.len() == 0 {
-            return false;
+            return self.deliveries() != deliveries;
         }
         let pending = self.pending.lock();
-        pending.all.is_some()
+        self.deliveries() != deliveries
+            || pending.all.is_some()
             || pending.regions.contains_key(region)
             || pending
                 .entries
@@ -154,6 +164,8 @@ impl Journal {
         for (what, serial) in sent {
             pending.settle(what, *serial);
         }
+        // Before anybody can see that it is no longer noted.
+        self.deliveries.fetch_add(1, Ordering::AcqRel);
         self.measure(&pending);
     }
 
@@ -238,20 +250,37 @@ mod tests {
         }
     }
 
+    /// Whether what is read now is covered.
+    fn covers(journal: &Journal, region: &str, id: &str, tags: &[String]) -> bool {
+        journal.covers(region, id, tags, journal.deliveries())
+    }
+
+    #[test]
+    fn what_was_read_before_a_delivery_and_is_looked_at_after_it_is_not_believed() {
+        let journal = journal();
+        journal.add(entry("report", "1"));
+        let before = journal.deliveries();
+        journal.settle(&journal.batch(10));
+        assert!(journal.covers("report", "1", &[], before));
+        journal.add(entry("report", "2"));
+        assert!(journal.covers("report", "1", &[], before));
+        assert!(!covers(&journal, "report", "1", &[]));
+    }
+
     #[test]
     fn what_is_noted_is_covered_until_it_is_settled() {
         let journal = journal();
-        assert!(!journal.covers("report", "1", &[]));
+        assert!(!covers(&journal, "report", "1", &[]));
         journal.add(entry("report", "1"));
         journal.add(Deferred::Tag("p".into()));
-        assert!(journal.covers("report", "1", &[]));
-        assert!(!journal.covers("report", "2", &[]));
-        assert!(journal.covers("other", "2", &["p".to_owned()]));
+        assert!(covers(&journal, "report", "1", &[]));
+        assert!(!covers(&journal, "report", "2", &[]));
+        assert!(covers(&journal, "other", "2", &["p".to_owned()]));
         let batch = journal.batch(10);
         assert_eq!(batch.len(), 2);
         journal.settle(&batch);
         assert_eq!(journal.len(), 0);
-        assert!(!journal.covers("report", "1", &["p".to_owned()]));
+        assert!(!covers(&journal, "report", "1", &["p".to_owned()]));
     }
 
     #[test]
@@ -263,7 +292,7 @@ mod tests {
         journal.add(entry("report", "1"));
         journal.settle(&batch);
         assert_eq!(journal.len(), 1);
-        assert!(journal.covers("report", "1", &[]));
+        assert!(covers(&journal, "report", "1", &[]));
     }
 
     #[test]
@@ -274,10 +303,10 @@ mod tests {
         }
         assert!(journal.len() < 10);
         assert!(journal.has_region("report"));
-        assert!(journal.covers("report", "17", &[]));
+        assert!(covers(&journal, "report", "17", &[]));
         for n in 0..MAX_TAGS + 5 {
             journal.add(Deferred::Tag(n.to_string().into()));
         }
-        assert!(journal.covers("unheard", "of", &[]));
+        assert!(covers(&journal, "unheard", "of", &[]));
     }
 }

@@ -53,6 +53,18 @@ pub(crate) enum Marker<'a> {
 /// The families of names below the prefix. Only `e:` and `t:` are tracked for invalidation.
 const ENTRY: &str = "e:";
 const MARKER: &str = "t:";
+const LOCK: &str = "l:";
+const LIMIT: &str = "q:";
+const KEPT: &str = "s:";
+const CHANNEL: &str = "c:";
+
+/// What is kept on the server beside entries, each kind under a letter of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kept {
+    List,
+    Counter,
+    Session,
+}
 
 /// Makes keys from the service's prefix.
 #[derive(Clone, Debug)]
@@ -88,6 +100,40 @@ impl Keyspace {
         }
     }
 
+    /// Who holds a lock.
+    pub(crate) fn lock(&self, name: &str) -> Key {
+        self.join(&[LOCK, "k:", name])
+    }
+
+    /// The last fencing token of a lock.
+    pub(crate) fn fence(&self, name: &str) -> Key {
+        self.join(&[LOCK, "f:", name])
+    }
+
+    /// Which process loads an entry.
+    pub(crate) fn load_lock(&self, region: &str, id: &str) -> Key {
+        self.join(&[LOCK, "e:", region, ":", id])
+    }
+
+    /// What a limiter knows of one caller.
+    pub(crate) fn limit(&self, limiter: &str, id: &str) -> Key {
+        self.join(&[LIMIT, limiter, ":", id])
+    }
+
+    pub(crate) fn kept(&self, what: Kept, name: &str, id: &str) -> Key {
+        let letter = match what {
+            Kept::List => "l:",
+            Kept::Counter => "c:",
+            Kept::Session => "s:",
+        };
+        self.join(&[KEPT, letter, name, ":", id])
+    }
+
+    /// A channel; channels know no database numbers, so the prefix is all that keeps services apart.
+    pub(crate) fn channel(&self, name: &str) -> Key {
+        self.join(&[CHANNEL, name])
+    }
+
     /// Reads a key the server says has changed; `None` when it is none of ours.
     pub(crate) fn parse<'a>(&self, key: &'a [u8]) -> Option<Invalidated<'a>> {
         let name = std::str::from_utf8(key).ok()?.strip_prefix(&*self.prefix)?;
@@ -120,6 +166,11 @@ impl Keyspace {
 
 /// Checks a region's name: one lower-case kebab label.
 pub(crate) fn check_region(name: &str) -> Result<(), Error> {
+    check_label("region", name)
+}
+
+/// Checks a name that developers choose: one lower-case kebab label, also fit for a metric.
+pub(crate) fn check_label(what: &str, name: &str) -> Result<(), Error> {
     let fits = (1..=60).contains(&name.len())
         && name.starts_with(|c: char| c.is_ascii_lowercase())
         && name
@@ -131,7 +182,7 @@ pub(crate) fn check_region(name: &str) -> Result<(), Error> {
     Err(Error::new(
         ErrorKind::Config,
         format!(
-            "region `{}` cannot be built: a region's name is a lower-case letter and then letters, digits and `-`, at most 60",
+            "{what} `{}` cannot be built: its name is a lower-case letter and then letters, digits and `-`, at most 60",
             name.escape_debug().take(80).collect::<String>()
         ),
     ))

@@ -35,8 +35,10 @@
 //! ```
 
 mod backoff;
+mod batch;
 mod breaker;
 mod builder;
+mod channel;
 mod client;
 mod clock;
 mod codec;
@@ -45,13 +47,19 @@ mod config;
 mod connection;
 mod envelope;
 mod error;
+mod failures;
 mod flight;
+mod gcra;
 mod health;
 mod journal;
+mod kept;
 mod key;
 mod lag;
+mod lease;
+mod limiter;
 mod link;
 mod load;
+mod lock;
 mod marker;
 mod mender;
 mod metrics;
@@ -60,13 +68,30 @@ mod read;
 mod region;
 mod scripts;
 mod server;
+#[cfg(feature = "tower")]
+mod throttle;
 mod tracking;
+mod turn;
+mod warm;
 
 pub use builder::CacheBuilder;
+pub use channel::{Received, Subscription};
 pub use client::{Cache, Outcome};
 pub use config::CacheConfig;
 pub use error::{Error, ErrorKind};
+pub use gcra::{Quota, Verdict};
+pub use kept::{Counter, RecentList, Sessions};
 pub use key::EntryId;
+pub use limiter::{LimitWhenDown, Limiter};
+pub use lock::{Lease, Lock};
 pub use metrics::CATALOGUE;
 pub use options::{RegionBuilder, WhenDown};
 pub use region::{Entry, Region};
+#[cfg(feature = "tower")]
+pub use throttle::{Throttle, ThrottleLayer};
+pub use warm::{Warmed, Warming};
+
+/// The guide's snippets, compiled.
+#[cfg(all(doctest, feature = "tower"))]
+#[doc = include_str!("../../docs/cache.md")]
+struct Guide;

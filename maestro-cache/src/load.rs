@@ -1,20 +1,18 @@
 //! Loading a value that neither process memory nor Redis holds: once for all who wait, within
 //! deadlines, with a stale value standing in when the load fails.
 
-use std::collections::HashMap;
 use std::error::Error as StdError;
 use std::future::Future;
 use std::sync::Arc;
 
 use maestro_metrics::Context;
-use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
-use crate::clock::{Nanos, nanos};
+use crate::clock::nanos;
 use crate::codec::{self, Encoded};
 use crate::coherence::LocalEntry;
 use crate::envelope::{Micros, tags_field};
@@ -25,39 +23,9 @@ use crate::options::WhenDown;
 use crate::read::Found;
 use crate::region::{Entry, Local, RegionInner, check};
 use crate::server::{Stored, Write};
+use crate::turn::Turn;
 
 type LoadError = Box<dyn StdError + Send + Sync>;
-
-/// Failed loads that a stale value stands in for, remembered so that a failing origin is not asked
-/// by every caller.
-#[derive(Debug, Default)]
-pub(crate) struct Failures(Mutex<HashMap<Box<str>, Nanos>>);
-
-/// Failures remembered; beyond that the oldest knowledge goes.
-const MAX_FAILURES: usize = 10_000;
-
-impl Failures {
-    fn note(&self, id: &str, retry_at: Nanos, now: Nanos) {
-        let mut failures = self.0.lock();
-        if failures.len() >= MAX_FAILURES {
-            failures.retain(|_, retry_at| *retry_at > now);
-        }
-        if failures.len() < MAX_FAILURES {
-            failures.insert(id.into(), retry_at);
-        }
-    }
-
-    fn is_pausing(&self, id: &str, now: Nanos) -> bool {
-        self.0
-            .lock()
-            .get(id)
-            .is_some_and(|retry_at| now < *retry_at)
-    }
-
-    fn forget(&self, id: &str) {
-        self.0.lock().remove(id);
-    }
-}
 
 impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Entry<'_, T> {
     pub(crate) async fn load<F, Fut>(
@@ -74,7 +42,12 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Entry<'_, T> {
         let inner = region.inner();
         let now = inner.clock.now();
         let suspect = match region.local(id, now) {
-            Local::Hit(value) if optional || value.is_some() => return Ok(value),
+            Local::Hit { value, aging } if optional || value.is_some() => {
+                if aging {
+                    self.refresh(optional, value.clone(), loader);
+                }
+                return Ok(value);
+            }
             Local::Suspect { entry, value } if optional || value.is_some() => {
                 if now < entry.fresh_until && !inner.server.link.is_up() {
                     return Ok(value);
@@ -128,14 +101,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Entry<'_, T> {
                     refused = Some(flight);
                 }
                 Place::Pilot(flight, pilot) => {
-                    let task = Load {
-                        region: Arc::clone(region),
-                        id: id.into(),
-                        tags: self.tags.clone(),
-                        slots: slots.to_vec(),
-                        optional,
-                        pilot,
-                    };
+                    let task = self.task(optional, slots, pilot);
                     let work = Context::current().scope(task.run(suspect, loader));
                     inner.tasks.spawn(work.instrument(tracing::Span::current()));
                     return flight;
@@ -144,12 +110,58 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Entry<'_, T> {
         }
     }
 
+    fn task(&self, optional: bool, slots: &[Arc<MarkerSlot>], pilot: Pilot<T>) -> Load<T> {
+        Load {
+            region: Arc::clone(&self.region.0),
+            id: self.id.as_str().into(),
+            tags: self.tags.clone(),
+            slots: slots.to_vec(),
+            optional,
+            pilot,
+        }
+    }
+
+    /// Loads a value that is current and will not be for long, in the background; unless that is under
+    /// way, failed a moment ago, or Redis is away.
+    fn refresh<F, Fut>(&self, optional: bool, value: Option<Arc<T>>, loader: F)
+    where
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future<Output = Result<Option<T>, LoadError>> + Send + 'static,
+    {
+        let region = &self.region.0;
+        let (inner, id) = (region.inner(), self.id.as_str());
+        let now = inner.clock.now();
+        if !inner.server.link.is_up()
+            || region.failures.is_pausing(id, now)
+            || check(id, &self.tags).is_err()
+        {
+            return;
+        }
+        let tags = self.tags.iter();
+        let slots: Vec<_> = tags.map(|tag| inner.coherence.tags.slot(tag)).collect();
+        let board = || inner.coherence.ticket(&region.state, id, &slots, now);
+        if let Place::Pilot(_, pilot) = region.flights.join(id, optional, None, board) {
+            let work = self.task(optional, &slots, pilot).renew(value, loader);
+            let work = Context::current().scope(work);
+            inner.tasks.spawn(work.instrument(tracing::Span::current()));
+        }
+    }
+
     /// Whether a load under way began after the last invalidation of the key. Mostly known without
     /// asking; a marker that was only just made looks like an invalidation, and Redis is asked.
     async fn may_join(&self, flight: &Flight<T>, slots: &[Arc<MarkerSlot>]) -> bool {
         let region = &self.region.0;
         let inner = region.inner();
-        let is_current = || inner.coherence.is_current(&flight.ticket(), &region.state);
+        let arrived = inner.clock.now();
+        let is_current = || {
+            let ticket = flight.ticket();
+            // That nothing was heard means something only while news arrives; or when the flight was
+            // found to be current after this caller came; or when nobody can be asked.
+            let told = inner.coherence.is_live(inner.clock.now())
+                || ticket.taken() >= arrived
+                || !inner.server.link.is_up();
+            told && inner.coherence.is_current(&ticket, &region.state)
+        };
         if is_current() {
             return true;
         }
@@ -173,12 +185,12 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Entry<'_, T> {
 }
 
 /// One load, in a task of its own.
-struct Load<T> {
-    region: Arc<RegionInner<T>>,
-    id: Box<str>,
-    tags: Vec<String>,
+pub(crate) struct Load<T> {
+    pub(crate) region: Arc<RegionInner<T>>,
+    pub(crate) id: Box<str>,
+    pub(crate) tags: Vec<String>,
     slots: Vec<Arc<MarkerSlot>>,
-    optional: bool,
+    pub(crate) optional: bool,
     pilot: Pilot<T>,
 }
 
@@ -200,11 +212,17 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Load<T> {
                 .read(&self.id, &self.tags, suspect.as_ref())
                 .await
             {
-                Ok(Found::Current(value)) if self.optional || value.is_some() => {
-                    return self.pilot.finish(Ok(value));
+                Ok(Found::Current { value, aging }) if self.optional || value.is_some() => {
+                    if !aging || self.is_pausing() {
+                        return self.pilot.finish(Ok(value));
+                    }
+                    if let Some(next) = self.landed(value.clone()) {
+                        next.renew(value, loader).await;
+                    }
+                    return;
                 }
                 Ok(Found::Stale(value)) => stale = Some(value),
-                Ok(Found::Current(_) | Found::Invalidated) => stale = None,
+                Ok(Found::Current { .. } | Found::Invalidated) => stale = None,
                 Ok(Found::Nothing) => {}
                 Err(error) => {
                     tracing::debug!(%error, "loading without Redis");
@@ -217,7 +235,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Load<T> {
         }
         if let Some(stale) = &stale {
             self.pilot.offer_stale(stale);
-            let pausing = self.region.failures.is_pausing(&self.id, inner.clock.now());
+            let pausing = self.is_pausing();
             let rather_stale = matches!(self.region.options.when_down, WhenDown::ServeStale { .. });
             if pausing || (!up && rather_stale) {
                 self.region.metrics.stale_served.increment();
@@ -234,6 +252,13 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Load<T> {
                 ),
             )));
         }
+        let turn = match self.region.options.one_load.filter(|_| up) {
+            Some(wait) => match self.take_turn(wait).await {
+                Turn::Brought(value) => return self.pilot.finish(Ok(value)),
+                Turn::Ours(turn) => turn,
+            },
+            None => None,
+        };
         match self.load(up, loader).await {
             Ok((value, began)) => {
                 self.region.failures.forget(&self.id);
@@ -244,16 +269,80 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Load<T> {
             Err(error) => match stale {
                 Some(value) => {
                     tracing::warn!(region = %self.region.state.name, %error, "a load failed; a stale value stands in");
-                    let now = inner.clock.now();
-                    let retry_at =
-                        now.saturating_add(nanos(self.region.options.retry_failed_after));
-                    self.region.failures.note(&self.id, retry_at, now);
+                    self.note_failure();
                     self.region.metrics.stale_served.increment();
                     self.pilot.finish(Ok(Some(value)));
                 }
                 None => self.pilot.finish(Err(error)),
             },
         }
+        if let Some(turn) = turn {
+            turn.end().await;
+        }
+    }
+
+    /// Ends the flight with a value that was there, and begins the next one, unless somebody has.
+    fn landed(self, value: Option<Arc<T>>) -> Option<Self> {
+        let (region, id, slots) = (self.region, self.id, self.slots);
+        self.pilot.finish(Ok(value));
+        let inner = region.inner();
+        let board = || {
+            let now = inner.clock.now();
+            inner.coherence.ticket(&region.state, &id, &slots, now)
+        };
+        let Place::Pilot(_, pilot) = region.flights.join(&id, self.optional, None, board) else {
+            return None;
+        };
+        Some(Self {
+            id,
+            slots,
+            pilot,
+            region,
+            tags: self.tags,
+            optional: self.optional,
+        })
+    }
+
+    /// Loads a value that is current, and goes on serving it when that fails.
+    async fn renew<F, Fut>(self, current: Option<Arc<T>>, loader: F)
+    where
+        F: FnOnce() -> Fut + Send,
+        Fut: Future<Output = Result<Option<T>, LoadError>> + Send,
+    {
+        let mut turn = None;
+        if self.region.options.one_load.is_some() {
+            turn = self.try_turn().await;
+            if turn.is_none() {
+                // Another process is at it: its news will come.
+                return self.pilot.finish(Ok(current));
+            }
+        }
+        match self.load(true, loader).await {
+            Ok((value, began)) => {
+                let value = value.map(Arc::new);
+                self.pilot.publish(Ok(value.clone()));
+                self.store(value, began).await;
+            }
+            Err(error) => {
+                tracing::warn!(region = %self.region.state.name, %error, "an early load failed; the value serves on");
+                self.note_failure();
+                self.pilot.finish(Ok(current));
+            }
+        }
+        if let Some(turn) = turn {
+            turn.end().await;
+        }
+    }
+
+    fn is_pausing(&self) -> bool {
+        let now = self.region.inner().clock.now();
+        self.region.failures.is_pausing(&self.id, now)
+    }
+
+    fn note_failure(&self) {
+        let now = self.region.inner().clock.now();
+        let retry_at = now.saturating_add(nanos(self.region.options.retry_failed_after));
+        self.region.failures.note(&self.id, retry_at, now);
     }
 
     /// Calls the loader, under the deadline and within the number of loads allowed.

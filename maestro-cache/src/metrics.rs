@@ -82,6 +82,21 @@ const BREAKER_OPEN: Metric<Gauge, 1> = Metric::gauge(
 )
 .labels(["target"]);
 
+const LOCKS: Metric<Counter, 1> = Metric::counter(
+    "maestro_cache_lock_attempts_total",
+    "Attempts to take a lock, by result (acquired, held, or a kind of error).",
+)
+.labels(["result"]);
+const LEASES_LOST: Metric<Counter> = Metric::counter(
+    "maestro_cache_leases_lost_total",
+    "Locks whose lease could not be renewed in time, while their holder still worked.",
+);
+const LIMITS: Metric<Counter, 2> = Metric::counter(
+    "maestro_cache_limit_checks_total",
+    "Decisions of rate limiters, by result (allowed, refused, allowed_without_redis, refused_without_redis).",
+)
+.labels(["limiter", "result"]);
+
 /// Every metric of this crate; `docs/metrics.md`, dashboards and rules come from it.
 pub const CATALOGUE: Catalogue = Catalogue::new(
     "maestro-cache",
@@ -100,6 +115,9 @@ pub const CATALOGUE: Catalogue = Catalogue::new(
         CONNECTED.describe(),
         BREAKER_TRANSITIONS.describe(),
         BREAKER_OPEN.describe(),
+        LOCKS.describe(),
+        LEASES_LOST.describe(),
+        LIMITS.describe(),
     ],
 );
 
@@ -113,10 +131,18 @@ pub(crate) enum Operation {
     Store,
     Remove,
     Mark,
+    Lock,
+    Renew,
+    Release,
+    Limit,
+    List,
+    Counter,
+    Session,
+    Publish,
 }
 
 impl Operation {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 15] = [
         Self::Ping,
         Self::Get,
         Self::MultiGet,
@@ -124,6 +150,14 @@ impl Operation {
         Self::Store,
         Self::Remove,
         Self::Mark,
+        Self::Lock,
+        Self::Renew,
+        Self::Release,
+        Self::Limit,
+        Self::List,
+        Self::Counter,
+        Self::Session,
+        Self::Publish,
     ];
 
     pub(crate) const fn as_str(self) -> &'static str {
@@ -135,6 +169,14 @@ impl Operation {
             Self::Store => "store",
             Self::Remove => "remove",
             Self::Mark => "mark",
+            Self::Lock => "lock",
+            Self::Renew => "renew",
+            Self::Release => "release",
+            Self::Limit => "limit",
+            Self::List => "list",
+            Self::Counter => "counter",
+            Self::Session => "session",
+            Self::Publish => "PUBLISH",
         }
     }
 }
@@ -159,6 +201,9 @@ pub(crate) struct Metrics {
     breaker_opened: Counter,
     breaker_closed: Counter,
     breaker_open: Gauge,
+    locks: Family<Counter, 1>,
+    pub(crate) leases_lost: Counter,
+    limits: Family<Counter, 2>,
 }
 
 impl Metrics {
@@ -197,6 +242,9 @@ impl Metrics {
             breaker_opened: transitions.with([SYSTEM, "open"]),
             breaker_closed: transitions.with([SYSTEM, "closed"]),
             breaker_open: registry.family(&BREAKER_OPEN).with([SYSTEM]),
+            locks: registry.family(&LOCKS),
+            leases_lost: registry.metric(&LEASES_LOST),
+            limits: registry.family(&LIMITS),
         }
     }
 
@@ -226,6 +274,14 @@ impl Metrics {
             &self.address,
             &self.port,
         ])
+    }
+
+    pub(crate) fn lock(&self, result: &str) {
+        self.locks.with([result]).increment();
+    }
+
+    pub(crate) fn limit(&self, limiter: &str, result: &str) {
+        self.limits.with([limiter, result]).increment();
     }
 
     pub(crate) fn breaker(&self, open: bool) {

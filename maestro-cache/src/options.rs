@@ -44,6 +44,8 @@ pub(crate) struct Options {
     pub(crate) max_value_bytes: usize,
     pub(crate) memory_factor: u64,
     pub(crate) when_down: WhenDown,
+    pub(crate) early_refresh: Duration,
+    pub(crate) one_load: Option<Duration>,
 }
 
 impl Options {
@@ -75,6 +77,8 @@ const MAX_TTL: Duration = Duration::from_hours(366 * 24);
 /// | `max_value_bytes` | bytes | 1 MiB | larger values are refused |
 /// | `memory_factor` | number | 4 | bytes of memory counted for a byte of stored value |
 /// | `when_down` | [`WhenDown`] | `Load { at_most: 16 }` | what to do while Redis is away |
+/// | `early_refresh` | duration | 0: never | how long before its end a value in use is loaded anew in the background |
+/// | `one_load` | duration | none | how long a process waits for another one that loads the same value |
 #[derive(Debug)]
 #[must_use]
 pub struct RegionBuilder<T> {
@@ -102,6 +106,8 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionBuilder<T> {
             // as much as their JSON when they are mostly text.
             memory_factor: 4,
             when_down: WhenDown::Load { at_most: 16 },
+            early_refresh: Duration::ZERO,
+            one_load: None,
         };
         Self {
             cache,
@@ -184,6 +190,21 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionBuilder<T> {
         self
     }
 
+    /// How long before its end a value that is in use is loaded anew in the background, while it is
+    /// served on; zero never does. Each process draws its moment at random from the second half of
+    /// that time, so that mostly one of them loads. Less than `ttl`.
+    pub fn early_refresh(mut self, before: Duration) -> Self {
+        self.options.early_refresh = before;
+        self
+    }
+
+    /// Lets one process load a value while the others wait for what it stores, at most for this long;
+    /// then they load it themselves. Without it each process loads once. Costs a round trip a load.
+    pub fn one_load(mut self, wait: Duration) -> Self {
+        self.options.one_load = Some(wait);
+        self
+    }
+
     /// Builds the region.
     ///
     /// Fails with [`ErrorKind::Config`] when the name or an option is out of bounds, or when the
@@ -216,6 +237,9 @@ fn problem(options: &Options) -> Option<&'static str> {
         o if !load.contains(&o.load_timeout) => Some("`load_timeout` must be 1 ms to 10 min"),
         o if o.max_loads == 0 || at_most == 0 => Some("loads at a time must be at least 1"),
         o if o.max_value_bytes == 0 => Some("`max_value_bytes` must be at least 1"),
+        o if !o.early_refresh.is_zero() && o.early_refresh >= o.ttl => {
+            Some("`early_refresh` must be less than `ttl`")
+        }
         o if o.memory_factor == 0 => Some("`memory_factor` must be at least 1"),
         _ => None,
     }

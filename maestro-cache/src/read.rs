@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 
 use crate::clock::{Nanos, micros};
 use crate::codec;
-use crate::coherence::LocalEntry;
+use crate::coherence::{LocalEntry, Ticket};
 use crate::envelope::{Encoding, Envelope, Micros};
 use crate::error::{Error, ErrorKind};
 use crate::key::{Key, Marker};
@@ -18,7 +18,11 @@ use crate::server::parse_number;
 /// What Redis holds for an entry.
 pub(crate) enum Found<T> {
     /// A current value, or the current knowledge that there is none.
-    Current(Option<Arc<T>>),
+    Current {
+        value: Option<Arc<T>>,
+        /// Whether it is to be loaded anew meanwhile.
+        aging: bool,
+    },
     /// A value past its lifetime that may stand in for a failed load.
     Stale(Arc<T>),
     /// Nothing that can be used.
@@ -27,14 +31,30 @@ pub(crate) enum Found<T> {
     Invalidated,
 }
 
-/// A marker that is to be read with the value.
-struct Asked {
-    slot: Slot,
-    generation: u64,
-    key: Key,
+/// An entry that was read, with what speaks for it.
+pub(crate) struct Read<'a> {
+    pub(crate) id: &'a str,
+    /// Taken before it was asked for.
+    pub(crate) ticket: &'a Ticket,
+    pub(crate) envelope: &'a Envelope<'a>,
+    /// Stored size.
+    pub(crate) bytes: usize,
+    /// The newest of its markers.
+    pub(crate) newest: Micros,
+    /// Of the journal, before it was asked for.
+    pub(crate) deliveries: u64,
+    /// The markers of its tags.
+    pub(crate) tags: Vec<Arc<MarkerSlot>>,
 }
 
-enum Slot {
+/// A marker that is to be read with the value.
+pub(crate) struct Asked {
+    slot: Slot,
+    generation: u64,
+    pub(crate) key: Key,
+}
+
+pub(crate) enum Slot {
     All,
     Region,
     Tag(Arc<MarkerSlot>),
@@ -51,9 +71,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
     ) -> Result<Found<T>, Error> {
         let found = self.read_stored(id, named, suspect).await;
         match &found {
-            Ok(Found::Current(_)) => self.metrics.redis_hit.increment(),
-            Ok(Found::Stale(_)) => self.metrics.redis_stale.increment(),
-            Ok(Found::Nothing | Found::Invalidated) => self.metrics.redis_miss.increment(),
+            Ok(found) => self.count_found(found),
             Err(_) => self.metrics.redis_error.increment(),
         }
         found
@@ -74,20 +92,43 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
         let Some(bytes) = judge.fetch(id, named, &slots).await? else {
             return Ok(Found::Nothing);
         };
-        let envelope = match Envelope::parse(&bytes) {
-            Ok(envelope) => envelope,
-            Err(malformed) => {
-                self.metrics.unusable(malformed.as_str());
-                return Ok(Found::Nothing);
-            }
+        let Some(envelope) = self.open(&bytes) else {
+            return Ok(Found::Nothing);
         };
-        if envelope.encoding == Encoding::Tombstone {
+        if envelope.is_tombstone() {
             return Ok(Found::Invalidated);
         }
-        judge.ask_unnamed(&envelope, named).await?;
-        let covered = inner.journal.covers(&self.state.name, id, &envelope.tags);
-        if covered || envelope.created <= judge.newest {
-            return Ok(Found::Invalidated);
+        // Held from before their markers are asked for until the entry holds them: an invalidation
+        // in between would find nobody to tell.
+        let held = judge.slots(&envelope.tags);
+        judge.ask_unnamed(&envelope, named, &held).await?;
+        let stored = Read {
+            id,
+            ticket: &ticket,
+            envelope: &envelope,
+            bytes: bytes.len(),
+            newest: judge.newest,
+            deliveries: judge.deliveries,
+            tags: held,
+        };
+        Ok(self.settle_read(stored, suspect))
+    }
+
+    /// What a stored entry comes to once its markers are known: kept in process memory if it is
+    /// still good for something.
+    pub(crate) fn settle_read(
+        &self,
+        read: Read<'_>,
+        suspect: Option<&(LocalEntry, Option<Arc<T>>)>,
+    ) -> Found<T> {
+        let inner = self.inner();
+        let envelope = read.envelope;
+        let covered =
+            inner
+                .journal
+                .covers(&self.state.name, read.id, &envelope.tags, read.deliveries);
+        if covered || envelope.created <= read.newest {
+            return Found::Invalidated;
         }
         let value = match suspect {
             _ if envelope.encoding == Encoding::Absent => None,
@@ -95,33 +136,51 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
                 Some(Arc::clone(value))
             }
             _ => {
-                let Some(value) = codec::decode::<T>(&envelope) else {
+                let Some(value) = codec::decode::<T>(envelope) else {
                     self.metrics.unusable("type");
-                    return Ok(Found::Nothing);
+                    return Found::Nothing;
                 };
                 Some(Arc::new(value))
             }
         };
         let now = inner.clock.now();
-        let (fresh_until, stale_until) = self.lifetimes(&envelope, now);
+        let (fresh_until, stale_until) = self.lifetimes(envelope, now);
         if now < stale_until {
             self.keep(
-                id,
-                &ticket,
+                read.id,
+                read.ticket,
                 value.clone(),
                 envelope.created,
                 fresh_until,
                 stale_until,
-                judge.slots(&envelope.tags),
-                bytes.len(),
+                read.tags,
+                read.bytes,
                 true,
             );
         }
-        Ok(match value {
-            value if now < fresh_until => Found::Current(value),
+        match value {
+            value if now < fresh_until => Found::Current {
+                value,
+                aging: now >= self.refresh_at(fresh_until),
+            },
             Some(value) if now < stale_until => Found::Stale(value),
             _ => Found::Nothing,
-        })
+        }
+    }
+
+    /// Takes stored bytes apart; `None`, counted, when they are no value of ours.
+    pub(crate) fn open<'b>(&self, bytes: &'b [u8]) -> Option<Envelope<'b>> {
+        Envelope::parse(bytes)
+            .map_err(|malformed| self.metrics.unusable(malformed.as_str()))
+            .ok()
+    }
+
+    pub(crate) fn count_found(&self, found: &Found<T>) {
+        match found {
+            Found::Current { .. } => self.metrics.redis_hit.increment(),
+            Found::Stale(_) => self.metrics.redis_stale.increment(),
+            Found::Nothing | Found::Invalidated => self.metrics.redis_miss.increment(),
+        }
     }
 
     /// Until when a value is current, and until when it may stand in, by our clock.
@@ -160,30 +219,32 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
 }
 
 /// Weighs an entry against the markers that speak for it.
-struct Judge<'a, T> {
+pub(crate) struct Judge<'a, T> {
     region: &'a RegionInner<T>,
-    epoch: u64,
+    pub(crate) epoch: u64,
+    pub(crate) deliveries: u64,
     /// Whether invalidations are known to arrive, so that known markers can be relied on.
     live: bool,
     /// The newest of the markers seen.
-    newest: Micros,
+    pub(crate) newest: Micros,
     /// Markers to be read.
-    ask: Vec<Asked>,
+    pub(crate) ask: Vec<Asked>,
 }
 
 impl<'a, T: Serialize + DeserializeOwned + Send + Sync + 'static> Judge<'a, T> {
-    fn new(region: &'a RegionInner<T>) -> Self {
+    pub(crate) fn new(region: &'a RegionInner<T>) -> Self {
         let inner = region.inner();
         Self {
             region,
             epoch: inner.coherence.epoch(),
+            deliveries: inner.journal.deliveries(),
             live: inner.coherence.is_live(inner.clock.now()),
             newest: Micros(0),
             ask: Vec::new(),
         }
     }
 
-    fn slots(&self, tags: &[String]) -> Vec<Arc<MarkerSlot>> {
+    pub(crate) fn slots(&self, tags: &[String]) -> Vec<Arc<MarkerSlot>> {
         let table = &self.region.inner().coherence.tags;
         tags.iter().map(|tag| table.slot(tag)).collect()
     }
@@ -197,14 +258,9 @@ impl<'a, T: Serialize + DeserializeOwned + Send + Sync + 'static> Judge<'a, T> {
     ) -> Result<Option<Vec<u8>>, Error> {
         let region = self.region;
         let inner = region.inner();
-        self.consider(&inner.coherence.all, Slot::All, Marker::All);
-        self.consider(
-            &region.state.marker,
-            Slot::Region,
-            Marker::Region(&region.state.name),
-        );
+        self.consider_region();
         for (tag, slot) in named.iter().zip(slots) {
-            self.consider(slot, Slot::Tag(Arc::clone(slot)), Marker::Tag(tag));
+            self.consider_tag(tag, slot);
         }
         let entry = region.key(id);
         if self.ask.is_empty() {
@@ -230,11 +286,12 @@ impl<'a, T: Serialize + DeserializeOwned + Send + Sync + 'static> Judge<'a, T> {
         &mut self,
         envelope: &Envelope<'_>,
         named: &[String],
+        held: &[Arc<MarkerSlot>],
     ) -> Result<(), Error> {
         let inner = self.region.inner();
-        for tag in envelope.tags.iter().filter(|tag| !named.contains(tag)) {
-            let slot = inner.coherence.tags.slot(tag);
-            self.consider(&slot, Slot::Tag(Arc::clone(&slot)), Marker::Tag(tag));
+        let tags = envelope.tags.iter().zip(held);
+        for (tag, slot) in tags.filter(|(tag, _)| !named.contains(tag)) {
+            self.consider_tag(tag, slot);
         }
         if !self.ask.is_empty() {
             let keys = self.ask.iter().map(|asked| &asked.key);
@@ -244,9 +301,28 @@ impl<'a, T: Serialize + DeserializeOwned + Send + Sync + 'static> Judge<'a, T> {
         Ok(())
     }
 
+    /// The markers that speak for every entry of the region.
+    pub(crate) fn consider_region(&mut self) {
+        let region = self.region;
+        let coherence = &region.inner().coherence;
+        self.consider(&coherence.all, Slot::All, Marker::All);
+        let name = &region.state.name;
+        self.consider(&region.state.marker, Slot::Region, Marker::Region(name));
+    }
+
+    /// The marker of one tag.
+    pub(crate) fn consider_tag(&mut self, tag: &str, slot: &Arc<MarkerSlot>) {
+        self.consider(slot, Slot::Tag(Arc::clone(slot)), Marker::Tag(tag));
+    }
+
+    /// A marker's value, if it can be relied on without asking.
+    pub(crate) fn known(&self, slot: &MarkerSlot) -> Option<Micros> {
+        slot.known(self.epoch).filter(|_| self.live)
+    }
+
     /// Takes a marker that is known into account, and asks for one that is not.
     fn consider(&mut self, slot: &MarkerSlot, which: Slot, marker: Marker<'_>) {
-        match slot.known(self.epoch).filter(|_| self.live) {
+        match self.known(slot) {
             Some(value) => self.newest = self.newest.max(value),
             None => self.ask.push(Asked {
                 generation: slot.generation(),
@@ -258,7 +334,7 @@ impl<'a, T: Serialize + DeserializeOwned + Send + Sync + 'static> Judge<'a, T> {
 
     /// Takes over the markers that were read. A missing one was lost, and with it perhaps an
     /// invalidation: it is newer than everything.
-    fn learn(&mut self, mut values: impl Iterator<Item = Option<Vec<u8>>>) {
+    pub(crate) fn learn(&mut self, mut values: impl Iterator<Item = Option<Vec<u8>>>) {
         for asked in std::mem::take(&mut self.ask) {
             let value = values.next().flatten();
             let Some(value) = value.as_deref().and_then(parse_number).map(Micros) else {

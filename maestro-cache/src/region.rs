@@ -15,10 +15,10 @@ use crate::codec;
 use crate::coherence::{Keep, LocalEntry, Lookup, RegionState};
 use crate::envelope::tags_field;
 use crate::error::{Error, ErrorKind};
+use crate::failures::Failures;
 use crate::flight::Flights;
 use crate::journal::Deferred;
 use crate::key::{EntryId, Key, MAX_TAGS, Marker, check_name};
-use crate::load::Failures;
 use crate::metrics::RegionMetrics;
 use crate::options::{Options, WhenDown};
 use crate::read::Found;
@@ -56,7 +56,11 @@ pub(crate) struct RegionInner<T> {
 /// What process memory says about a value.
 pub(crate) enum Local<T> {
     /// Current: to be served.
-    Hit(Option<Arc<T>>),
+    Hit {
+        value: Option<Arc<T>>,
+        /// Whether it is to be loaded anew meanwhile.
+        aging: bool,
+    },
     /// Not to be served before Redis has been asked, unless Redis is away.
     Suspect {
         entry: LocalEntry,
@@ -95,7 +99,10 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
         }
         match found {
             Lookup::Hit(entry) => match typed(&entry) {
-                Ok(value) => Local::Hit(value),
+                Ok(value) => Local::Hit {
+                    value,
+                    aging: now >= entry.refresh_at,
+                },
                 Err(()) => Local::Miss,
             },
             Lookup::Suspect(entry) => match typed(&entry) {
@@ -125,6 +132,16 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
         ttl.mul_f64(1.0 - self.options.jitter * fastrand::f64())
     }
 
+    /// When a value that is current until then is to be loaded anew: drawn at random, so that of many
+    /// processes mostly one does it.
+    pub(crate) fn refresh_at(&self, fresh_until: Nanos) -> Nanos {
+        let early = self.options.early_refresh;
+        if early.is_zero() {
+            return Nanos::MAX;
+        }
+        fresh_until.saturating_sub(nanos(early.mul_f64(0.5 + 0.5 * fastrand::f64())))
+    }
+
     pub(crate) fn deferred(&self, id: &str) -> Deferred {
         Deferred::Entry {
             region: self.state.name.as_ref().into(),
@@ -136,12 +153,12 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
         let inner = self.inner();
         let now = inner.clock.now();
         let suspect = match self.local(id, now) {
-            Local::Hit(value) => return Ok(value),
+            Local::Hit { value, .. } => return Ok(value),
             Local::Suspect { entry, value } => Some((entry, value)),
             Local::Miss => None,
         };
         match self.read(id, tags, suspect.as_ref()).await {
-            Ok(Found::Current(value)) => Ok(value),
+            Ok(Found::Current { value, .. }) => Ok(value),
             Ok(Found::Stale(_) | Found::Nothing | Found::Invalidated) => Ok(None),
             Err(error) if error.kind().is_outage() => match suspect {
                 Some((entry, value)) if now < entry.fresh_until => Ok(value),
@@ -156,9 +173,18 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
         T: Serialize,
     {
         check(id, tags)?;
+        let encoded = codec::encode(&self.state.name, value, self.options.max_value_bytes)?;
+        self.put_encoded(id, tags, &encoded).await
+    }
+
+    pub(crate) async fn put_encoded(
+        &self,
+        id: &str,
+        tags: &[String],
+        encoded: &codec::Encoded,
+    ) -> Result<Outcome, Error> {
         let inner = self.inner();
         let name = &self.state.name;
-        let encoded = codec::encode(name, value, self.options.max_value_bytes)?;
         let field = tags_field(tags);
         inner.coherence.invalidate_entry(&self.state, id);
         let lag = &inner.server.link.lag;
@@ -227,10 +253,8 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
         if self.options.local_ttl.is_zero() {
             return;
         }
-        let cap = inner
-            .clock
-            .now()
-            .saturating_add(nanos(self.options.local_ttl));
+        // From before the value was asked for: how long the answer took is part of its age.
+        let cap = ticket.taken().saturating_add(nanos(self.options.local_ttl));
         let bytes = self
             .options
             .memory_factor
@@ -243,6 +267,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
                 value: value.map(|value| value as Arc<dyn std::any::Any + Send + Sync>),
                 created,
                 fresh_until: fresh_until.min(cap),
+                refresh_at: self.refresh_at(fresh_until),
                 stale_until,
                 tags,
                 bytes,

@@ -22,15 +22,24 @@ const MARKER_LIFE: Duration = Duration::from_hours(24);
 #[derive(Clone, Debug)]
 pub(crate) struct Server {
     pub(crate) link: Arc<Link>,
-    scripts: Arc<Hashes>,
+    pub(crate) scripts: Arc<Hashes>,
 }
 
+/// Hashes by which the server knows scripts.
 #[derive(Debug)]
-struct Hashes {
+pub(crate) struct Hashes {
     begin: String,
     store: String,
     remove: String,
     mark: String,
+    pub(crate) lock: String,
+    pub(crate) renew: String,
+    pub(crate) release: String,
+    pub(crate) limit: String,
+    pub(crate) push: String,
+    pub(crate) count: String,
+    pub(crate) session: String,
+    pub(crate) touch: String,
 }
 
 /// A value to store.
@@ -84,6 +93,14 @@ impl Server {
                 store: hash(&scripts::STORE),
                 remove: hash(&scripts::REMOVE),
                 mark: hash(&scripts::MARK),
+                lock: hash(&scripts::LOCK),
+                renew: hash(&scripts::RENEW),
+                release: hash(&scripts::RELEASE),
+                limit: hash(&scripts::LIMIT),
+                push: hash(&scripts::PUSH),
+                count: hash(&scripts::COUNT),
+                session: hash(&scripts::SESSION),
+                touch: hash(&scripts::TOUCH),
             }),
         }
     }
@@ -228,8 +245,35 @@ impl Server {
         Ok(())
     }
 
+    /// Takes the turn to load an entry, unless another process has it.
+    pub(crate) async fn try_turn(
+        &self,
+        key: &Key,
+        holder: &str,
+        lease: Duration,
+    ) -> Result<bool, Error> {
+        let mut command = redis::cmd("SET");
+        command.arg(key.as_bytes()).arg(holder);
+        command.arg("NX").arg("PX").arg(millis(lease));
+        let request = Request {
+            operation: Operation::Lock,
+            command,
+            // Sent twice, it would look taken by somebody else.
+            repeatable: false,
+        };
+        Ok(self.link.query(&request).await? != Value::Nil)
+    }
+
+    /// Gives the turn to load back.
+    pub(crate) async fn end_turn(&self, key: &Key, holder: &str) -> Result<(), Error> {
+        let hash = &self.scripts.release;
+        self.run(&scripts::RELEASE, hash, [key], &[holder.as_bytes()], true)
+            .await
+            .map(drop)
+    }
+
     /// Runs a script by its hash, and sends its text when the server does not know it.
-    async fn run<'a>(
+    pub(crate) async fn run<'a>(
         &self,
         script: &Script,
         hash: &str,
@@ -261,7 +305,7 @@ impl Server {
         }
     }
 
-    fn misunderstood(&self, operation: &str, answer: &Value) -> Error {
+    pub(crate) fn misunderstood(&self, operation: &str, answer: &Value) -> Error {
         let kind = match answer {
             Value::Nil => "nothing",
             Value::Int(_) => "a number",

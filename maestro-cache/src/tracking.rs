@@ -88,6 +88,7 @@ fn listener(
             }
         }
         Event::Flushed => coherence.flushed(),
+        Event::Message(_) => {}
         Event::Lost => {
             coherence.disconnected();
             lost.notify_one();

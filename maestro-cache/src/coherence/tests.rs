@@ -238,6 +238,7 @@ fn reader() -> Actor {
                 value: None,
                 created,
                 fresh_until: FAR,
+                refresh_at: FAR,
                 stale_until: FAR,
                 tags: vec![Arc::clone(&w.tag)],
                 bytes: 1,

@@ -14,14 +14,18 @@ fn region(cache: &Cache) -> Region<Report> {
 }
 
 /// A load that has read the origin and not returned yet.
-struct SlowLoad {
+pub(crate) struct SlowLoad {
     began: Arc<Notify>,
     go_on: Arc<Notify>,
     read: tokio::task::JoinHandle<Result<Arc<Report>, maestro_cache::Error>>,
 }
 
 impl SlowLoad {
-    async fn start(reports: &Region<Report>, tag: Option<&'static str>, value: Report) -> Self {
+    pub(crate) async fn start(
+        reports: &Region<Report>,
+        tag: Option<&'static str>,
+        value: Report,
+    ) -> Self {
         let (began, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let (reports, told, waits) = (reports.clone(), Arc::clone(&began), Arc::clone(&go_on));
         let read = tokio::spawn(async move {
@@ -40,7 +44,7 @@ impl SlowLoad {
         Self { began, go_on, read }
     }
 
-    async fn finish(self) -> Report {
+    pub(crate) async fn finish(self) -> Report {
         drop(self.began);
         self.go_on.notify_one();
         let value = self.read.await.unwrap().unwrap();

@@ -8,7 +8,17 @@
 
 mod place;
 
+mod batches;
+mod bounds;
+mod catalogue;
 mod coherence;
+mod isolation;
+mod limits;
+mod loads;
+mod locks;
 mod outage;
+mod python;
 mod refusals;
 mod regions;
+mod security;
+mod toolbox;

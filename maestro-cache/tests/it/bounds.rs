@@ -1,0 +1,144 @@
+//! How old something may be that is served without asking Redis.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use maestro_cache::{Cache, Region};
+use maestro_metrics::HealthState;
+use tokio::sync::Notify;
+
+use crate::place::{Report, admin, cache, config, eventually, healthy, metric, report, sandbox};
+
+const LOCAL_HITS: &str =
+    "maestro_cache_requests_total{region=\"report\",level=\"local\",result=\"hit\"}";
+
+fn region(cache: &Cache) -> Region<Report> {
+    cache.region("report").build().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_longest_time_in_memory_counts_from_before_the_read_was_sent() {
+    let sandbox = sandbox().await;
+    let changes = [
+        ("MAESTRO_CACHE_LOCAL_TTL", "300ms"),
+        ("MAESTRO_CACHE_COMMAND_TIMEOUT", "5s"),
+        ("MAESTRO_CACHE_CONNECT_TIMEOUT", "10s"),
+    ];
+    let cache = Cache::connect(config(&sandbox, &changes)).await.unwrap();
+    let reports = region(&cache);
+    reports.put(1_u64, report(1)).await.unwrap();
+    // A read takes twice as long as a value may be in memory.
+    let delay = Duration::from_millis(300);
+    sandbox.cache_link().delay(delay).await.unwrap();
+    for _ in 0..4 {
+        assert!(reports.get(1_u64).await.unwrap().is_some());
+    }
+    assert!(metric(&cache, LOCAL_HITS) < 1.0);
+    sandbox.cache_link().restore().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_is_served_from_memory_after_one_read_that_did_not_name_its_tags() {
+    let sandbox = sandbox().await;
+    let writer = cache(&sandbox).await;
+    let written = region(&writer).clone();
+    let entry = written.entry(1_u64).tag("p").tag("q");
+    entry.put(report(1)).await.unwrap();
+    // Connected after the write, so that no news of it is on the way.
+    let reader = cache(&sandbox).await;
+    let reports = region(&reader);
+    assert!(reports.get(1_u64).await.unwrap().is_some());
+    assert!(reports.get(1_u64).await.unwrap().is_some());
+    assert!(metric(&reader, LOCAL_HITS) > 0.0);
+}
+
+/// While invalidations do not arrive, nobody here knows whether a load that is under way began
+/// before the last of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_news_a_later_caller_does_not_join_a_load_that_is_older_than_a_removal() {
+    let sandbox = sandbox().await;
+    let (ours, theirs) = (cache(&sandbox).await, cache(&sandbox).await);
+    let (reports, their_reports) = (region(&ours), region(&theirs));
+    deny_tracking(&sandbox).await;
+    eventually("no news arrives", || async {
+        let status = ours.health_check().run().await;
+        status.state() == HealthState::Degraded
+    })
+    .await;
+
+    let (began, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (told, waits) = (Arc::clone(&began), Arc::clone(&go_on));
+    let first = reports.clone();
+    let first = tokio::spawn(async move {
+        let load = move || async move {
+            told.notify_one();
+            waits.notified().await;
+            Ok::<_, std::io::Error>(report(1))
+        };
+        first.entry(1_u64).get_or_load(load).await
+    });
+    began.notified().await;
+    let sharing = reports.clone();
+    let sharing = tokio::spawn(async move {
+        let other = || async { Ok::<_, std::io::Error>(report(3)) };
+        sharing.entry(1_u64).get_or_load(other).await
+    });
+    their_reports.remove(1_u64).await.unwrap();
+    let later = reports.entry(1_u64);
+    let later = later.get_or_load(|| async { Ok::<_, std::io::Error>(report(2)) });
+    let later = tokio::time::timeout(Duration::from_secs(5), later).await;
+    let later = later.expect("the older load was joined").unwrap();
+    assert_ne!(*later, report(1));
+    go_on.notify_one();
+    assert_eq!(*first.await.unwrap().unwrap(), report(1));
+    sharing.await.unwrap().unwrap();
+}
+
+/// Takes the right to be told of changes from the service's user, and its connections.
+async fn deny_tracking(sandbox: &maestro_testkit::Sandbox) {
+    let mut admin = admin(sandbox).await;
+    let user = sandbox.resources().redis_user();
+    let () = redis::cmd("ACL")
+        .arg(&["SETUSER", user, "-client|tracking"])
+        .query_async(&mut admin)
+        .await
+        .unwrap();
+    let () = redis::cmd("CLIENT")
+        .arg(&["KILL", "USER", user])
+        .query_async(&mut admin)
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_news_callers_who_came_before_still_share_one_load() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    let sandbox = sandbox().await;
+    let cache = cache(&sandbox).await;
+    healthy(&cache).await;
+    let reports = region(&cache);
+    deny_tracking(&sandbox).await;
+    eventually("no news arrives", || async {
+        cache.health_check().run().await.state() == HealthState::Degraded
+    })
+    .await;
+    let loads = Arc::new(AtomicUsize::new(0));
+    let mut callers = tokio::task::JoinSet::new();
+    for _ in 0..1_000 {
+        let (reports, loads) = (reports.clone(), Arc::clone(&loads));
+        callers.spawn(async move {
+            let load = move || async move {
+                loads.fetch_add(1, Ordering::Relaxed);
+                // Until others have come to wait.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                Ok::<_, std::io::Error>(report(1))
+            };
+            reports.entry(1_u64).get_or_load(load).await
+        });
+    }
+    while let Some(read) = callers.join_next().await {
+        read.unwrap().unwrap();
+    }
+    assert_eq!(loads.load(Ordering::Relaxed), 1);
+}
