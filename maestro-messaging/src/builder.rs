@@ -2,9 +2,11 @@
 
 use maestro_metrics::Registry;
 
+use crate::amqp::Broker;
 use crate::client::Messaging;
 use crate::config::MessagingConfig;
 use crate::error::Error;
+use crate::transport::Transport;
 
 /// Builds a [`Messaging`].
 #[must_use = "nothing is connected until `connect` is called"]
@@ -12,6 +14,7 @@ use crate::error::Error;
 pub struct Builder {
     config: MessagingConfig,
     registry: Option<Registry>,
+    transport: Option<Box<dyn Transport>>,
 }
 
 impl Builder {
@@ -19,6 +22,7 @@ impl Builder {
         Self {
             config,
             registry: None,
+            transport: None,
         }
     }
 
@@ -28,13 +32,23 @@ impl Builder {
         self
     }
 
+    /// Uses a broker in memory in place of the server; the URL of the settings is not used.
+    #[cfg(feature = "memory")]
+    pub fn in_memory(mut self, broker: &crate::memory::MemoryBroker) -> Self {
+        self.transport = Some(Box::new(broker.transport(self.config.identity.service())));
+        self
+    }
+
     /// Starts the client. Returns at once: the broker may come up later.
     #[expect(
         clippy::unused_async,
-        reason = "the in-memory broker and later checks need it; callers await it already"
+        reason = "later checks may need it; callers await it already"
     )]
     pub async fn connect(self) -> Result<Messaging, Error> {
         let registry = self.registry.unwrap_or_else(Registry::detached);
-        Ok(Messaging::start(self.config, &registry))
+        let transport = self.transport;
+        Ok(Messaging::start(self.config, &registry, |config| {
+            transport.unwrap_or_else(|| Box::new(Broker::start(config)))
+        }))
     }
 }

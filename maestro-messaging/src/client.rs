@@ -10,7 +10,6 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::amqp::Broker;
 use crate::config::MessagingConfig;
 use crate::consumer::{ConsumerTask, Spec};
 use crate::dead_letters::DeadLetters;
@@ -19,6 +18,7 @@ use crate::event::Event;
 use crate::metrics::Metrics;
 use crate::publish::{self, Publish, Receipt};
 use crate::subscription::{Consumer, Subscription};
+use crate::transport::Transport;
 
 /// A connection to the platform's message broker. Cheap to clone; all clones are one client.
 ///
@@ -44,7 +44,7 @@ pub struct Messaging {
 
 pub(crate) struct Inner {
     pub(crate) config: Arc<MessagingConfig>,
-    pub(crate) broker: Broker,
+    pub(crate) broker: Box<dyn Transport>,
     pub(crate) metrics: Arc<Metrics>,
     /// The events exchange, for spans.
     pub(crate) exchange: String,
@@ -74,7 +74,11 @@ impl Messaging {
         crate::builder::Builder::new(config)
     }
 
-    pub(crate) fn start(config: MessagingConfig, registry: &Registry) -> Self {
+    pub(crate) fn start(
+        config: MessagingConfig,
+        registry: &Registry,
+        broker: impl FnOnce(&Arc<MessagingConfig>) -> Box<dyn Transport>,
+    ) -> Self {
         let service = config.identity.service();
         let exchange = service.events_exchange();
         // The same service runs many times; the broker shows this beside each consumer.
@@ -87,7 +91,7 @@ impl Messaging {
         let metrics = Arc::new(Metrics::new(registry, exchange.clone()));
         let config = Arc::new(config);
         let inner = Arc::new(Inner {
-            broker: Broker::start(&config),
+            broker: broker(&config),
             config,
             metrics,
             exchange,

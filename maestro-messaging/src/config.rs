@@ -1,9 +1,10 @@
 //! Settings: raw variables in, valid values out, once.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
-use maestro_config::{FromEnvironment, Identity, Kind, Reader, Secret, Table, Variable};
+use maestro_config::{
+    FromEnvironment, Identity, Kind, Reader, ServerUrl, Table, TlsPaths, Variable,
+};
 
 /// Settings of the message broker, read from `MAESTRO_MESSAGING_*`.
 ///
@@ -24,8 +25,8 @@ use maestro_config::{FromEnvironment, Identity, Kind, Reader, Secret, Table, Var
 #[non_exhaustive]
 pub struct MessagingConfig {
     pub(crate) identity: Identity,
-    pub(crate) urls: Vec<Secret<String>>,
-    pub(crate) password: Option<Secret<String>>,
+    /// Asked anew for every connection: user and password may rotate in their files.
+    pub(crate) urls: ServerUrl,
     pub(crate) prefetch: u16,
     pub(crate) concurrency: usize,
     pub(crate) publish_window: usize,
@@ -34,15 +35,7 @@ pub struct MessagingConfig {
     pub(crate) handler_timeout: Duration,
     pub(crate) drain_timeout: Duration,
     pub(crate) heartbeat: Duration,
-    pub(crate) tls: TlsFiles,
-}
-
-/// PEM files for TLS to the broker; all absent means the system's roots and no client certificate.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct TlsFiles {
-    pub(crate) ca: Option<PathBuf>,
-    pub(crate) cert: Option<PathBuf>,
-    pub(crate) key: Option<PathBuf>,
+    pub(crate) tls: TlsPaths,
 }
 
 impl MessagingConfig {
@@ -188,8 +181,7 @@ impl FromEnvironment for MessagingConfig {
 
     fn read(reader: &mut Reader<'_>) -> Option<Self> {
         let identity = Identity::read(reader);
-        let urls = reader.urls(&URL);
-        let password = reader.optional(&PASSWORD, Reader::secret);
+        let urls = reader.server_url(&URL, Some(&PASSWORD));
         let prefetch = reader.count(&PREFETCH);
         let concurrency = reader.count(&CONCURRENCY);
         let publish_window = reader.count(&PUBLISH_WINDOW);
@@ -198,12 +190,10 @@ impl FromEnvironment for MessagingConfig {
         let handler_timeout = nonzero(reader, &HANDLER_TIMEOUT);
         let drain_timeout = reader.duration(&DRAIN_TIMEOUT);
         let heartbeat = reader.duration(&HEARTBEAT);
-        let ca = reader.optional(&TLS_CA, Reader::path);
-        let cert = reader.optional(&TLS_CERT, Reader::path);
-        let key = reader.optional(&TLS_KEY, Reader::path);
+        let tls = reader.tls(&TLS_CA, &TLS_CERT, &TLS_KEY);
 
         if let Some(urls) = &urls {
-            for url in urls {
+            for url in urls.all() {
                 if let Err(problem) = crate::address::Address::parse(url.expose()) {
                     reader.problem(
                         &URL,
@@ -242,21 +232,10 @@ impl FromEnvironment for MessagingConfig {
                 "MAESTRO_MESSAGING_HEARTBEAT=60s",
             );
         }
-        if let (Some(cert), Some(key)) = (&cert, &key)
-            && cert.is_some() != key.is_some()
-        {
-            reader.problem(
-                &TLS_CERT,
-                "MAESTRO_MESSAGING_TLS_CERT and MAESTRO_MESSAGING_TLS_KEY go together",
-                "set both, or neither",
-            );
-        }
-
         let prefetch = u16::try_from(prefetch?).ok()?;
         Some(Self {
             identity: identity?,
             urls: urls?,
-            password: password?,
             prefetch,
             // More handlers than deliveries could never all be busy.
             concurrency: usize::try_from(concurrency?)
@@ -268,11 +247,7 @@ impl FromEnvironment for MessagingConfig {
             handler_timeout: handler_timeout?,
             drain_timeout: drain_timeout?,
             heartbeat: heartbeat?,
-            tls: TlsFiles {
-                ca: ca?,
-                cert: cert?,
-                key: key?,
-            },
+            tls: tls?,
         })
     }
 }
@@ -333,7 +308,8 @@ mod tests {
             ("MAESTRO_MESSAGING_CONFIRM_TIMEOUT", "0"),
             ("MAESTRO_MESSAGING_RETRY_DELAYS", "0,1s"),
             ("MAESTRO_MESSAGING_HEARTBEAT", "1500ms"),
-            ("MAESTRO_MESSAGING_TLS_KEY", "/nowhere"),
+            ("MAESTRO_MESSAGING_TLS_KEY", "/nowhere/key.pem"),
+            ("MAESTRO_MESSAGING_TLS_CERT", "/nowhere/cert.pem"),
             ("MAESTRO_MESSAGING_PREFETCH", "0"),
         ])
         .read::<MessagingConfig>()
@@ -347,7 +323,7 @@ mod tests {
             "CONFIRM_TIMEOUT",
             "RETRY_DELAYS",
             "HEARTBEAT",
-            "TLS_CERT",
+            "TLS_KEY",
             "PREFETCH",
         ] {
             let name = format!("MAESTRO_MESSAGING_{name}");

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::amqp::{Deliveries, chain};
+use crate::amqp::chain;
 use crate::backoff::Backoff;
 use crate::batch::{self, BatchHandler};
 use crate::client::Inner;
@@ -30,6 +30,7 @@ use crate::metrics::QueueMetrics;
 use crate::ordered;
 use crate::subscription::{ConsumerState, Drained};
 use crate::topology::{Binding, Topology};
+use crate::transport::Deliveries;
 use crate::trouble::Trouble;
 
 /// Everything a subscription is, valid once.
@@ -65,7 +66,7 @@ pub(crate) struct ConsumerTask {
 
 /// Why consuming on one channel ended.
 enum End {
-    Draining(Deliveries),
+    Draining(Box<dyn Deliveries>),
     Lost(String),
 }
 
@@ -138,7 +139,7 @@ impl ConsumerTask {
         drained
     }
 
-    async fn open(&mut self) -> Result<Deliveries, Error> {
+    async fn open(&mut self) -> Result<Box<dyn Deliveries>, Error> {
         let spec = &self.spec;
         let opening = self.inner.broker.open(
             &spec.topology,
@@ -158,7 +159,7 @@ impl ConsumerTask {
     }
 
     /// Consumes on one channel until it ends or the subscription is drained.
-    async fn consume(&mut self, mut deliveries: Deliveries) -> End {
+    async fn consume(&mut self, mut deliveries: Box<dyn Deliveries>) -> End {
         let mut foreign = Foreign::new(&self.inner, &self.spec);
         self.show(foreign.missing());
         let mut alive = tokio::time::interval(ALIVE_EVERY);
@@ -315,7 +316,7 @@ impl ConsumerTask {
     }
 
     /// Stops receiving, lets handlers finish, gives the rest back.
-    async fn finish(&mut self, deliveries: Option<Deliveries>) -> Drained {
+    async fn finish(&mut self, deliveries: Option<Box<dyn Deliveries>>) -> Drained {
         let deadline = Instant::now() + self.inner.config.drain_timeout;
         let mut drained = Drained::default();
         let Some(mut deliveries) = deliveries else {

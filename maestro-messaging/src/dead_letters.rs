@@ -196,7 +196,7 @@ impl DeadLetters {
     /// are.
     pub async fn list(&self, limit: usize) -> Result<Vec<DeadLetter>, Error> {
         let (_, dead) = self.queues()?;
-        let broker = &self.messaging.inner().broker;
+        let broker = self.messaging.inner().broker.as_ref();
         let (ready, _) = broker.count(&dead).await?;
         let wanted = ready.min(limit as u64).min(HELD);
         let mut letters = Vec::new();

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use maestro_metrics::Outage;
 use uuid::Uuid;
 
 use crate::envelope::Envelope;
@@ -121,8 +122,9 @@ impl HandlerError {
 
     /// Something the handler depends on is not there (a database, another service). The attempt is
     /// not counted, and several in a row slow the whole subscription down instead of draining its
-    /// queue into the dead-letter queue. Errors with a refused or broken connection in their chain
-    /// are recognised without this.
+    /// queue into the dead-letter queue. Errors whose chain holds an [`Outage`], a refused or broken
+    /// connection, or PostgreSQL's word that it stops, starts or is full, are recognised without
+    /// this: all of Maestro's clients, and any that keeps its driver's error as a source.
     pub fn unavailable<E: Into<BoxError>>(error: E) -> Self {
         Self::new(Reaction::Unavailable, error)
     }
@@ -162,37 +164,49 @@ impl fmt::Debug for HandlerError {
     }
 }
 
-/// Whether the chain of an error holds a connection that was refused, reset, or timed out: then the
-/// message is not at fault.
+/// Whether something that the handler depends on was not there: then the message is not at fault.
 fn is_outage(error: &(dyn std::error::Error + 'static)) -> bool {
-    use std::io::ErrorKind::{
-        BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable,
-        NetworkUnreachable, NotConnected, TimedOut,
-    };
+    if Outage::is_in(error) {
+        return true;
+    }
     let mut next = Some(error);
     while let Some(error) = next {
-        if let Some(io) = error.downcast_ref::<std::io::Error>()
-            && matches!(
-                io.kind(),
-                BrokenPipe
-                    | ConnectionAborted
-                    | ConnectionRefused
-                    | ConnectionReset
-                    | HostUnreachable
-                    | NetworkUnreachable
-                    | NotConnected
-                    | TimedOut
-            )
-        {
-            return true;
-        }
-        if let Some(own) = error.downcast_ref::<crate::Error>()
-            && own.kind() == ErrorKind::Unavailable
+        let kind = error.downcast_ref::<crate::Error>().map(crate::Error::kind);
+        if matches!(kind, Some(ErrorKind::Unavailable | ErrorKind::Unconfirmed))
+            || is_outage_of_the_database(error)
         {
             return true;
         }
         next = error.source();
     }
+    false
+}
+
+/// A server that stops, starts, is full or became a standby says so in an answer; a pool of sqlx's
+/// that got no connection says it in words of its own.
+#[cfg(feature = "outbox")]
+fn is_outage_of_the_database(error: &(dyn std::error::Error + 'static)) -> bool {
+    match error.downcast_ref::<sqlx::Error>() {
+        Some(sqlx::Error::Database(error)) => {
+            let code = error.code().unwrap_or_default();
+            // Classes of appendix A of the PostgreSQL manual: connection, resources, shutdown and
+            // start (57014, a cancelled statement, is the caller's), system; a read-only server.
+            ["08", "53", "57P", "58"]
+                .iter()
+                .any(|class| code.starts_with(class))
+                || code == "25006"
+        }
+        // Elsewhere the end of a file may be the message's own fault; here it is the connection's.
+        Some(sqlx::Error::Io(error)) => error.kind() == std::io::ErrorKind::UnexpectedEof,
+        Some(sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed) => {
+            true
+        }
+        _ => false,
+    }
+}
+
+#[cfg(not(feature = "outbox"))]
+fn is_outage_of_the_database(_: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
@@ -263,5 +277,27 @@ mod tests {
         );
         let other = std::io::Error::from(std::io::ErrorKind::InvalidData);
         assert_eq!(from_question_mark(Outer(other)).reaction, Reaction::Retry);
+    }
+
+    #[test]
+    fn what_other_clients_say_of_their_servers_is_an_outage() {
+        let away = from_question_mark(Outage::because("no connection within 5s"));
+        assert_eq!(away.reaction, Reaction::Unavailable);
+        let broker = crate::Error::new(ErrorKind::Unconfirmed, "publishing");
+        assert_eq!(from_question_mark(broker).reaction, Reaction::Unavailable);
+        let codec = crate::Error::new(ErrorKind::Codec, "publishing");
+        assert_eq!(from_question_mark(codec).reaction, Reaction::Retry);
+    }
+
+    #[cfg(feature = "outbox")]
+    #[test]
+    fn a_pool_without_connections_is_an_outage_and_a_missing_row_is_not() {
+        let pool = crate::Error::new(ErrorKind::Database, "reading the inbox")
+            .with_source(sqlx::Error::PoolTimedOut);
+        assert_eq!(from_question_mark(pool).reaction, Reaction::Unavailable);
+        let lost = sqlx::Error::Io(std::io::ErrorKind::UnexpectedEof.into());
+        assert_eq!(from_question_mark(lost).reaction, Reaction::Unavailable);
+        let missing = from_question_mark(sqlx::Error::RowNotFound);
+        assert_eq!(missing.reaction, Reaction::Retry);
     }
 }

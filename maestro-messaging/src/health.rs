@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use maestro_metrics::{Criticality, DrainPhase, DrainStep, HealthCheck, HealthStatus, Leftover};
 
-use crate::amqp::Connectivity;
 use crate::client::Messaging;
 use crate::subscription::ConsumerState;
+use crate::transport::Connectivity;
 
 impl Messaging {
     /// The check for the service's health: degraded while disconnected, blocked, or with a consumer

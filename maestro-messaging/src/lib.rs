@@ -50,6 +50,7 @@ mod address;
 mod amqp;
 mod backoff;
 mod batch;
+mod broadcast;
 mod builder;
 #[cfg_attr(
     not(feature = "outbox"),
@@ -68,11 +69,15 @@ mod envelope;
 mod error;
 mod event;
 mod foreign;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod handler;
 mod headers;
 mod health;
 mod in_flight;
 mod intake;
+#[cfg(feature = "memory")]
+mod memory;
 mod metrics;
 mod monitor;
 mod ordered;
@@ -85,7 +90,13 @@ mod topology;
 mod transport;
 mod trouble;
 
+/// The guide's snippets, compiled.
+#[cfg(all(doctest, feature = "outbox"))]
+#[doc = include_str!("../../docs/messaging.md")]
+struct Guide;
+
 pub use batch::Received;
+pub use broadcast::{Broadcast, Lag, Missed, Subscriber};
 pub use builder::Builder;
 pub use client::Messaging;
 pub use config::MessagingConfig;
@@ -94,6 +105,8 @@ pub use envelope::Envelope;
 pub use error::{BoxError, Error, ErrorKind};
 pub use event::Event;
 pub use handler::{HandlerError, MessageContext};
+#[cfg(feature = "memory")]
+pub use memory::MemoryBroker;
 pub use metrics::CATALOGUE;
 pub use publish::{Publish, Receipt};
 pub use retry::DeadReason;

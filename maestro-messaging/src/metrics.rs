@@ -83,6 +83,30 @@ const DLQ_DEPTH: Metric<Gauge, 1> = Metric::gauge(
 )
 .labels(["queue"]);
 
+const OUTBOX_DEPTH: Metric<Gauge> = Metric::gauge(
+    "maestro_messaging_outbox_depth",
+    "Events written down and not published yet, scheduled ones aside; counted up to 100,000.",
+);
+const OUTBOX_AGE: Metric<Gauge> = Metric::gauge(
+    "maestro_messaging_outbox_oldest_age_seconds",
+    "Age of the oldest event that waits to be published; 0 when none does.",
+);
+const SAGA_AGE: Metric<Gauge, 2> = Metric::gauge(
+    "maestro_messaging_saga_oldest_age_seconds",
+    "Age of the oldest running saga, by kind and state; 0 when none is in that state.",
+)
+.labels(["saga", "state"]);
+const SAGA_DURATION: Metric<Histogram, 1> = Metric::seconds(
+    "maestro_messaging_saga_duration_seconds",
+    "Time from the beginning of a saga to its end, by kind.",
+)
+.labels(["saga"]);
+const SAGA_TIMEOUTS: Metric<Counter, 1> = Metric::counter(
+    "maestro_messaging_saga_timeouts_total",
+    "Sagas that ended because their time was up, by kind.",
+)
+.labels(["saga"]);
+
 /// Every metric of this crate; `docs/metrics.md`, dashboards and rules come from it.
 pub const CATALOGUE: Catalogue = Catalogue::new(
     "maestro-messaging",
@@ -100,6 +124,11 @@ pub const CATALOGUE: Catalogue = Catalogue::new(
         LAG.describe(),
         DEPTH.describe(),
         DLQ_DEPTH.describe(),
+        OUTBOX_DEPTH.describe(),
+        OUTBOX_AGE.describe(),
+        SAGA_AGE.describe(),
+        SAGA_DURATION.describe(),
+        SAGA_TIMEOUTS.describe(),
     ],
 );
 
@@ -120,7 +149,22 @@ pub(crate) struct Metrics {
     lag: Family<Gauge, 1>,
     depth: Family<Gauge, 1>,
     dlq_depth: Family<Gauge, 1>,
+    #[cfg(feature = "outbox")]
+    pub(crate) outbox_depth: Gauge,
+    #[cfg(feature = "outbox")]
+    pub(crate) outbox_age: Gauge,
+    #[cfg(feature = "outbox")]
+    pub(crate) sagas: SagaMetrics,
     events_exchange: String,
+}
+
+/// What sagas are measured by.
+#[cfg(feature = "outbox")]
+#[derive(Debug)]
+pub(crate) struct SagaMetrics {
+    pub(crate) oldest_age: Family<Gauge, 2>,
+    pub(crate) duration: Family<Histogram, 1>,
+    pub(crate) timeouts: Family<Counter, 1>,
 }
 
 impl Metrics {
@@ -145,6 +189,16 @@ impl Metrics {
             lag: registry.family(&LAG),
             depth: registry.family(&DEPTH),
             dlq_depth: registry.family(&DLQ_DEPTH),
+            #[cfg(feature = "outbox")]
+            outbox_depth: registry.metric(&OUTBOX_DEPTH),
+            #[cfg(feature = "outbox")]
+            outbox_age: registry.metric(&OUTBOX_AGE),
+            #[cfg(feature = "outbox")]
+            sagas: SagaMetrics {
+                oldest_age: registry.family(&SAGA_AGE),
+                duration: registry.family(&SAGA_DURATION),
+                timeouts: registry.family(&SAGA_TIMEOUTS),
+            },
             events_exchange,
         }
     }

@@ -3,8 +3,8 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use crate::amqp::Connectivity;
 use crate::client::Inner;
+use crate::transport::Connectivity;
 
 /// Starts the task; it ends with the client.
 pub(crate) fn start(inner: &Arc<Inner>) {

@@ -7,11 +7,13 @@
 mod inbox;
 mod lease;
 mod relay;
+mod saga;
 mod schema;
 mod store;
 
 pub use inbox::Inbox;
 pub use relay::{Relay, RelayBuilder};
+pub use saga::Saga;
 pub use schema::migrate;
 pub use store::Outbox;
 

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use maestro_config::{ServiceName, SubscriptionName};
 
+use crate::error::{Error, ErrorKind};
+
 /// How an exchange routes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Routing {
@@ -185,6 +187,22 @@ impl Topology {
             routing_key: String::new(),
         });
     }
+}
+
+/// The error of a queue that exists with other arguments.
+pub(crate) fn conflict(queue: &str, argument: Option<&str>) -> Error {
+    let what = argument.map_or_else(
+        || "its arguments differ".to_owned(),
+        |argument| format!("`{argument}` differs"),
+    );
+    Error::new(
+        ErrorKind::Conflict,
+        format!(
+            "declaring queue `{queue}`: it exists, and {what} from what this version declares. \
+             Arguments of a queue cannot be changed: stop its consumers, move its messages aside \
+             (a shovel, or drain it with the version that made it), delete it, and start again"
+        ),
+    )
 }
 
 #[cfg(test)]

@@ -1,19 +1,130 @@
-//! What the rest of the crate asks of a broker.
+//! What the rest of the crate asks of a broker: the seam above which everything is the same for
+//! RabbitMQ and for the broker in memory.
 
+use std::fmt::Debug;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use lapin::BasicProperties;
 use lapin::types::ShortString;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::amqp::Settle;
 use crate::error::{Error, ErrorKind};
+use crate::topology::{Binding, Topology};
+
+/// A broker as one client sees it.
+pub(crate) trait Transport: Debug + Send + Sync {
+    /// Puts a message in line. Waits for room, until the deadline.
+    fn send(
+        &self,
+        outgoing: Arc<Outgoing>,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<Pending, Error>>;
+
+    /// Declares, and consumes. Waits for the broker, without end.
+    fn open<'a>(
+        &'a self,
+        topology: &'a Topology,
+        queue: &'a str,
+        prefetch: u16,
+        tag: &'a str,
+    ) -> BoxFuture<'a, Result<Box<dyn Deliveries>, Error>>;
+
+    fn declare<'a>(&'a self, topology: &'a Topology) -> BoxFuture<'a, Result<(), Error>>;
+
+    /// Binds to an exchange of another service; [`ErrorKind::NotFound`] while it does not exist.
+    fn bind_foreign<'a>(&'a self, binding: &'a Binding) -> BoxFuture<'a, Result<(), Error>>;
+
+    fn unbind<'a>(&'a self, binding: &'a Binding) -> BoxFuture<'a, Result<(), Error>>;
+
+    /// Deliveries of a queue that are looked at and mostly given back.
+    fn browse<'a>(
+        &'a self,
+        queue: &'a str,
+        at_a_time: u16,
+    ) -> BoxFuture<'a, Result<Box<dyn Deliveries>, Error>>;
+
+    /// Messages ready and consumers of a queue, which has to exist.
+    fn count<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<(u64, u64), Error>>;
+
+    /// Whether each connection is up, by purpose.
+    fn links(&self) -> [(&'static str, bool); 2];
+
+    fn connectivity(&self) -> Connectivity;
+
+    /// Lets publishes in flight finish, for so long, and ends everything.
+    fn close(&self, patience: Duration) -> BoxFuture<'_, ()>;
+}
+
+/// A consumer on its own channel.
+pub(crate) trait Deliveries: Send + Sync {
+    /// The next delivery; `None` when the consumer ended, whatever the reason. Dropping the future
+    /// loses nothing.
+    fn next(&mut self) -> BoxFuture<'_, Option<Result<Incoming, Error>>>;
+
+    /// Whether the channel is still open.
+    fn is_alive(&self) -> bool;
+
+    /// Asks the broker to send nothing more; what it has sent still comes out of `next`.
+    fn cancel(&self) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Closes the channel; the broker takes back whatever is unsettled.
+    fn close(self: Box<Self>) -> BoxFuture<'static, ()>;
+}
+
+/// Where deliveries are answered.
+pub(crate) trait Settlement: Send + Sync {
+    fn ack(&self, tag: u64) -> BoxFuture<'_, Result<(), Error>>;
+
+    fn requeue(&self, tag: u64) -> BoxFuture<'_, Result<(), Error>>;
+}
+
+/// The answer to one delivery.
+#[derive(Clone)]
+pub(crate) struct Settle {
+    by: Arc<dyn Settlement>,
+    tag: u64,
+}
+
+impl Settle {
+    pub(crate) fn new(by: Arc<dyn Settlement>, tag: u64) -> Self {
+        Self { by, tag }
+    }
+
+    /// The message is done.
+    pub(crate) async fn ack(self) -> Result<(), Error> {
+        self.by.ack(self.tag).await
+    }
+
+    /// The message goes back to the queue.
+    pub(crate) async fn requeue(self) -> Result<(), Error> {
+        self.by.requeue(self.tag).await
+    }
+}
+
+impl Debug for Settle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Settle")
+            .field("tag", &self.tag)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How the connections are, for the health check.
+#[derive(Clone, Debug)]
+pub(crate) enum Connectivity {
+    Up,
+    /// The broker has blocked publishing.
+    Blocked,
+    Down(String),
+}
 
 /// A message on its way to an exchange.
 #[derive(Clone, Debug)]
@@ -138,6 +249,17 @@ pub(crate) fn gave_up(outgoing: &Outgoing, sent: bool, why: &str) -> Error {
             ),
         )
     }
+}
+
+/// The error of a publish that a full queue did not take.
+pub(crate) fn refused(outgoing: &Outgoing) -> Error {
+    Error::new(
+        ErrorKind::Rejected,
+        format!(
+            "publishing `{}` to `{}`: at least one bound queue refused it (full); others may have stored it",
+            outgoing.routing_key, outgoing.exchange
+        ),
+    )
 }
 
 /// A message from a queue, to be settled exactly once.

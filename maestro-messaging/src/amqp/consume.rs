@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt};
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
 };
@@ -15,16 +16,20 @@ use crate::amqp::declare::{self, answered};
 use crate::amqp::failure;
 use crate::amqp::link::Live;
 use crate::error::{Error, ErrorKind};
-use crate::transport::Incoming;
+use crate::transport::{Deliveries, Incoming, Settle, Settlement};
 
 /// A consumer on its own channel.
-pub(crate) struct Deliveries {
-    live: Arc<Live>,
-    channel: Arc<Channel>,
+pub(crate) struct Consuming {
+    on: Arc<OpenChannel>,
     consumer: Consumer,
 }
 
-impl Deliveries {
+struct OpenChannel {
+    live: Arc<Live>,
+    channel: Channel,
+}
+
+impl Consuming {
     pub(crate) async fn open(
         live: Arc<Live>,
         queue: &str,
@@ -42,19 +47,17 @@ impl Deliveries {
         );
         let consumer = answered(&live, consuming, || format!("consuming from `{queue}`")).await?;
         Ok(Self {
-            live,
-            channel: Arc::new(channel),
+            on: Arc::new(OpenChannel { live, channel }),
             consumer,
         })
     }
 
-    /// The next delivery; `None` when the consumer ended, whatever the reason: the queue was
-    /// deleted, the channel or the connection failed, or it was cancelled.
-    pub(crate) async fn next(&mut self) -> Option<Result<Incoming, Error>> {
+    /// Ends when the queue was deleted, the channel or the connection failed, or it was cancelled.
+    async fn delivered(&mut self) -> Option<Result<Incoming, Error>> {
         let delivery = tokio::select! {
             biased;
             delivery = self.consumer.next() => delivery?,
-            () = self.live.down().cancelled() => return None,
+            () = self.on.live.down().cancelled() => return None,
         };
         Some(match delivery {
             Ok(delivery) => Ok(Incoming {
@@ -63,60 +66,58 @@ impl Deliveries {
                 redelivered: delivery.redelivered,
                 properties: delivery.properties,
                 body: delivery.data.into(),
-                settle: Settle {
-                    live: Arc::clone(&self.live),
-                    channel: Arc::clone(&self.channel),
-                    tag: delivery.delivery_tag,
-                },
+                settle: Settle::new(
+                    Arc::clone(&self.on) as Arc<dyn Settlement>,
+                    delivery.delivery_tag,
+                ),
             }),
             Err(error) => Err(failure::of(&error, "consuming")),
         })
     }
+}
 
-    /// Whether the channel is still open.
-    pub(crate) fn is_alive(&self) -> bool {
-        self.channel.status().connected() && !self.live.down().is_cancelled()
+impl Deliveries for Consuming {
+    fn next(&mut self) -> BoxFuture<'_, Option<Result<Incoming, Error>>> {
+        self.delivered().boxed()
     }
 
-    /// Asks the broker to send nothing more; what it has sent still comes out of `next`.
-    pub(crate) async fn cancel(&self) -> Result<(), Error> {
-        let cancelled = self
-            .channel
-            .basic_cancel(self.consumer.tag(), BasicCancelOptions::default());
-        answered(&self.live, cancelled, || "cancelling a consumer".to_owned()).await
+    fn is_alive(&self) -> bool {
+        self.on.channel.status().connected() && !self.on.live.down().is_cancelled()
     }
 
-    /// Closes the channel; the broker takes back whatever is unsettled.
-    pub(crate) async fn close(self) {
-        declare::close(&self.channel).await;
+    fn cancel(&self) -> BoxFuture<'_, Result<(), Error>> {
+        async {
+            let on = &self.on;
+            let cancelled = on
+                .channel
+                .basic_cancel(self.consumer.tag(), BasicCancelOptions::default());
+            answered(&on.live, cancelled, || "cancelling a consumer".to_owned()).await
+        }
+        .boxed()
+    }
+
+    fn close(self: Box<Self>) -> BoxFuture<'static, ()> {
+        async move { declare::close(&self.on.channel).await }.boxed()
     }
 }
 
-/// The answer to one delivery.
-#[derive(Clone)]
-pub(crate) struct Settle {
-    live: Arc<Live>,
-    channel: Arc<Channel>,
-    tag: u64,
-}
-
-impl Settle {
-    /// The message is done.
-    pub(crate) async fn ack(self) -> Result<(), Error> {
-        let acked = self.channel.basic_ack(self.tag, BasicAckOptions::default());
-        self.written(acked, "acknowledging a message").await
+impl Settlement for OpenChannel {
+    fn ack(&self, tag: u64) -> BoxFuture<'_, Result<(), Error>> {
+        let acked = self.channel.basic_ack(tag, BasicAckOptions::default());
+        self.written(acked, "acknowledging a message").boxed()
     }
 
-    /// The message goes back to the queue.
-    pub(crate) async fn requeue(self) -> Result<(), Error> {
+    fn requeue(&self, tag: u64) -> BoxFuture<'_, Result<(), Error>> {
         let options = BasicNackOptions {
             requeue: true,
             multiple: false,
         };
-        let returned = self.channel.basic_nack(self.tag, options);
-        self.written(returned, "giving a message back").await
+        let returned = self.channel.basic_nack(tag, options);
+        self.written(returned, "giving a message back").boxed()
     }
+}
 
+impl OpenChannel {
     async fn written(
         &self,
         call: impl Future<Output = lapin::Result<()>>,
@@ -138,14 +139,6 @@ impl Settle {
                 ))
             }
         }
-    }
-}
-
-impl std::fmt::Debug for Settle {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Settle")
-            .field("tag", &self.tag)
-            .finish_non_exhaustive()
     }
 }
 

@@ -11,7 +11,7 @@ use crate::amqp::failure;
 use crate::amqp::link::Live;
 use crate::amqp::version::Version;
 use crate::error::{Error, ErrorKind};
-use crate::topology::{Binding, DeliveryLimit, Queue, Routing, Topology};
+use crate::topology::{self, Binding, DeliveryLimit, Queue, Routing, Topology};
 
 /// Declares exchanges, queues and own bindings, on a channel of its own: a refusal closes the
 /// channel it happens on.
@@ -194,25 +194,12 @@ async fn try_queue(
 
 /// Says which argument differs and what to do about it.
 fn migration(queue: &Queue, error: Error) -> Error {
-    let name = &queue.name;
     let cause = failure::chain(&error);
-    let what = cause
+    let argument = cause
         .split("inequivalent arg ")
         .nth(1)
-        .and_then(|rest| rest.split('\'').nth(1))
-        .map_or_else(
-            || "its arguments differ".to_owned(),
-            |argument| format!("`{argument}` differs"),
-        );
-    Error::new(
-        ErrorKind::Conflict,
-        format!(
-            "declaring queue `{name}`: it exists, and {what} from what this version declares. \
-             Arguments of a queue cannot be changed: stop its consumers, move its messages aside \
-             (a shovel, or drain it with the version that made it), delete it, and start again"
-        ),
-    )
-    .with_source(error)
+        .and_then(|rest| rest.split('\'').nth(1));
+    topology::conflict(&queue.name, argument).with_source(error)
 }
 
 fn arguments(queue: &Queue, limit: DeliveryLimit) -> FieldTable {

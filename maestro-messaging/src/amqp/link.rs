@@ -184,7 +184,7 @@ impl Supervisor {
     async fn run(self) {
         let mut backoff = Backoff::reconnect();
         // Replicas spread over the nodes of a cluster.
-        let mut node = fastrand::usize(0..self.config.urls.len().max(1));
+        let mut node = fastrand::usize(0..1_000);
         let mut last_report: Option<Instant> = None;
         while !self.close.is_cancelled() {
             node = node.wrapping_add(1);
@@ -234,8 +234,18 @@ impl Supervisor {
                             "cannot connect to the message broker; trying on"
                         );
                     }
+                    // Refused with a password that has been replaced meanwhile: the new one at once.
+                    let rotated = error.kind() == ErrorKind::Denied && self.config.urls.refresh();
                     self.state
                         .send_replace(LinkState::Down(Some(Arc::new(error))));
+                    if rotated {
+                        tracing::info!(
+                            purpose = self.purpose.as_str(),
+                            "the broker's password has changed on disk; connecting with it"
+                        );
+                        node = node.wrapping_sub(1);
+                        continue;
+                    }
                 }
             }
             let delay = backoff.next();
@@ -285,19 +295,16 @@ impl Supervisor {
     }
 
     async fn connect(&self, node: usize) -> Result<Live, Error> {
-        let urls = &self.config.urls;
+        let urls = self.config.urls.all();
         let url = urls
             .get(node % urls.len().max(1))
             .ok_or_else(|| Error::new(ErrorKind::Config, "connecting: no broker URL is set"))?;
-        let mut address = Address::parse(url.expose()).map_err(|problem| {
+        let address = Address::parse(url.expose()).map_err(|problem| {
             Error::new(
                 ErrorKind::Config,
                 format!("connecting: the broker URL {problem}"),
             )
         })?;
-        if let Some(password) = &self.config.password {
-            address.password = password.clone();
-        }
         let shown = address.to_string();
         let tls = if address.tls {
             Some(self.tls().await?)

@@ -13,6 +13,8 @@ mod wire;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -21,12 +23,14 @@ use tokio::time::{Instant, timeout};
 use crate::config::MessagingConfig;
 use crate::error::{Error, ErrorKind};
 use crate::topology::{Binding, Topology};
-use crate::transport::{Outgoing, Pending, Request, gave_up};
+use crate::transport::{Connectivity, Deliveries, Outgoing, Pending, Request, Transport, gave_up};
 
-pub(crate) use consume::{Deliveries, Settle};
+use consume::Consuming;
 pub(crate) use failure::chain;
 use link::{Link, LinkState, Live, Purpose};
 use publisher::Publisher;
+#[cfg(fuzzing)]
+pub(crate) use {sanitize::Sanitizer, version::Greeting};
 
 /// The broker of a service: two links, and the task that publishes.
 #[derive(Debug)]
@@ -36,15 +40,6 @@ pub(crate) struct Broker {
     /// `None` once closed.
     requests: Mutex<Option<mpsc::Sender<Request>>>,
     publisher: Mutex<Option<JoinHandle<()>>>,
-}
-
-/// How the links are, for the health check.
-#[derive(Clone, Debug)]
-pub(crate) enum Connectivity {
-    Up,
-    /// The broker has blocked publishing.
-    Blocked,
-    Down(String),
 }
 
 impl Broker {
@@ -64,7 +59,7 @@ impl Broker {
     }
 
     /// Puts a message in line. Waits for room, until the deadline.
-    pub(crate) async fn send(
+    async fn put_in_line(
         &self,
         outgoing: Arc<Outgoing>,
         deadline: Instant,
@@ -82,33 +77,33 @@ impl Broker {
     }
 
     /// Waits until the broker can be consumed from; `None` when the client is closed.
-    pub(crate) async fn consuming(&self) -> Option<Arc<Live>> {
+    async fn consuming(&self) -> Option<Arc<Live>> {
         link::up(&mut self.consume.watch()).await
     }
 
-    pub(crate) async fn open(
+    async fn consume_from(
         &self,
         topology: &Topology,
         queue: &str,
         prefetch: u16,
         tag: &str,
-    ) -> Result<Deliveries, Error> {
+    ) -> Result<Consuming, Error> {
         let live = self.consuming().await.ok_or_else(closed)?;
         declare::declare(&live, topology).await?;
-        Deliveries::open(live, queue, prefetch, tag).await
+        Consuming::open(live, queue, prefetch, tag).await
     }
 
-    pub(crate) async fn declare(&self, topology: &Topology) -> Result<(), Error> {
+    async fn declare_all(&self, topology: &Topology) -> Result<(), Error> {
         let live = self.reach("declaring").await?;
         declare::declare(&live, topology).await
     }
 
-    pub(crate) async fn bind_foreign(&self, binding: &Binding) -> Result<(), Error> {
+    async fn bind_to_foreign(&self, binding: &Binding) -> Result<(), Error> {
         let live = self.consuming().await.ok_or_else(closed)?;
         declare::bind_foreign(&live, binding).await
     }
 
-    pub(crate) async fn unbind(&self, binding: &Binding) -> Result<(), Error> {
+    async fn remove_binding(&self, binding: &Binding) -> Result<(), Error> {
         let live = self.reach("unbinding").await?;
         declare::unbind(&live, binding).await
     }
@@ -116,18 +111,18 @@ impl Broker {
     /// Deliveries of a queue that are looked at and mostly given back. A consumer, not
     /// `basic.get`: RabbitMQ 3.10 forgets what was got from a quorum queue without consumers when
     /// the channel closes, and the messages stay unacknowledged until the queue's leader restarts.
-    pub(crate) async fn browse(&self, queue: &str, at_a_time: u16) -> Result<Deliveries, Error> {
+    async fn look_at(&self, queue: &str, at_a_time: u16) -> Result<Consuming, Error> {
         let live = self.reach("reading a queue").await?;
-        Deliveries::open(live, queue, at_a_time, "").await
+        Consuming::open(live, queue, at_a_time, "").await
     }
 
-    pub(crate) async fn count(&self, queue: &str) -> Result<(u64, u64), Error> {
+    async fn count_ready(&self, queue: &str) -> Result<(u64, u64), Error> {
         let live = self.reach("counting messages").await?;
         declare::count(&live, queue).await
     }
 
     /// Whether each link is up.
-    pub(crate) fn links(&self) -> [(&'static str, bool); 2] {
+    fn links_up(&self) -> [(&'static str, bool); 2] {
         let is_up = |link: &Link| matches!(&*link.watch().borrow(), LinkState::Up(live) if !live.down().is_cancelled());
         [
             (Purpose::Publish.as_str(), is_up(&self.publish)),
@@ -135,7 +130,7 @@ impl Broker {
         ]
     }
 
-    pub(crate) fn connectivity(&self) -> Connectivity {
+    fn connectivity_of_links(&self) -> Connectivity {
         let states = [&self.publish, &self.consume].map(|link| link.watch().borrow().clone());
         let mut blocked = false;
         for state in states {
@@ -157,7 +152,7 @@ impl Broker {
     }
 
     /// Lets publishes in flight finish, until the deadline, and closes both connections.
-    pub(crate) async fn close(&self, patience: Duration) {
+    async fn close_all(&self, patience: Duration) {
         self.requests.lock().take();
         let publisher = self.publisher.lock().take();
         if let Some(mut publisher) = publisher
@@ -183,6 +178,68 @@ impl Broker {
             )),
         }
     }
+}
+
+impl Transport for Broker {
+    fn send(
+        &self,
+        outgoing: Arc<Outgoing>,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<Pending, Error>> {
+        self.put_in_line(outgoing, deadline).boxed()
+    }
+
+    fn open<'a>(
+        &'a self,
+        topology: &'a Topology,
+        queue: &'a str,
+        prefetch: u16,
+        tag: &'a str,
+    ) -> BoxFuture<'a, Result<Box<dyn Deliveries>, Error>> {
+        boxed(self.consume_from(topology, queue, prefetch, tag)).boxed()
+    }
+
+    fn declare<'a>(&'a self, topology: &'a Topology) -> BoxFuture<'a, Result<(), Error>> {
+        self.declare_all(topology).boxed()
+    }
+
+    fn bind_foreign<'a>(&'a self, binding: &'a Binding) -> BoxFuture<'a, Result<(), Error>> {
+        self.bind_to_foreign(binding).boxed()
+    }
+
+    fn unbind<'a>(&'a self, binding: &'a Binding) -> BoxFuture<'a, Result<(), Error>> {
+        self.remove_binding(binding).boxed()
+    }
+
+    fn browse<'a>(
+        &'a self,
+        queue: &'a str,
+        at_a_time: u16,
+    ) -> BoxFuture<'a, Result<Box<dyn Deliveries>, Error>> {
+        boxed(self.look_at(queue, at_a_time)).boxed()
+    }
+
+    fn count<'a>(&'a self, queue: &'a str) -> BoxFuture<'a, Result<(u64, u64), Error>> {
+        self.count_ready(queue).boxed()
+    }
+
+    fn links(&self) -> [(&'static str, bool); 2] {
+        self.links_up()
+    }
+
+    fn connectivity(&self) -> Connectivity {
+        self.connectivity_of_links()
+    }
+
+    fn close(&self, patience: Duration) -> BoxFuture<'_, ()> {
+        self.close_all(patience).boxed()
+    }
+}
+
+async fn boxed(
+    opening: impl Future<Output = Result<Consuming, Error>>,
+) -> Result<Box<dyn Deliveries>, Error> {
+    Ok(Box::new(opening.await?))
 }
 
 fn closed() -> Error {

@@ -30,7 +30,7 @@ use crate::backoff::Backoff;
 use crate::config::MessagingConfig;
 use crate::error::{Error, ErrorKind};
 use crate::topology::Topology;
-use crate::transport::{Request, Stored};
+use crate::transport::{Request, Stored, refused};
 
 /// The task's state between channels.
 pub(crate) struct Publisher {
@@ -39,12 +39,16 @@ pub(crate) struct Publisher {
     requests: mpsc::Receiver<Request>,
     /// Lost with their channel, to be published again, oldest first.
     again: VecDeque<Request>,
+    /// How old a channel becomes on which something was refused.
+    renew_after: Duration,
 }
 
 /// Why a channel is no longer used.
 enum End {
     /// Nobody can publish any more and nothing is in flight.
     Finished,
+    /// What was refused may be taken on another channel; nothing is in flight.
+    Renew,
     /// The channel or the connection failed.
     Failed(String),
 }
@@ -57,6 +61,7 @@ impl Publisher {
             topology,
             requests,
             again: VecDeque::new(),
+            renew_after: RENEW_AFTER,
         }
     }
 
@@ -86,7 +91,12 @@ impl Publisher {
                     let _ = timeout(CLOSE_DEADLINE, channel.close(200, "done".into())).await;
                     break;
                 }
+                End::Renew => {
+                    let _ = timeout(CLOSE_DEADLINE, channel.close(200, "done".into())).await;
+                    self.renew_after = self.renew_after.saturating_mul(2).min(RENEW_AT_LEAST);
+                }
                 End::Failed(reason) => {
+                    self.renew_after = RENEW_AFTER;
                     tracing::warn!(
                         reason,
                         unconfirmed = self.again.len(),
@@ -158,6 +168,8 @@ impl Publisher {
             broken: None,
             finished: false,
             confirm_timeout: self.config.confirm_timeout,
+            refused: false,
+            renew_at: Instant::now() + self.renew_after,
         };
         let mut blocked = live.blocked();
         let mut check = tokio::time::interval(CHECK_EVERY);
@@ -200,6 +212,10 @@ struct Session<'c> {
     broken: Option<String>,
     finished: bool,
     confirm_timeout: Duration,
+    /// Whether anything was.
+    refused: bool,
+    /// From here on a channel on which something was refused gives way to a new one.
+    renew_at: Instant,
 }
 
 impl Session<'_> {
@@ -228,7 +244,14 @@ impl Session<'_> {
             if self.broken.is_some() {
                 return Poll::Ready(End::Failed(self.broken.take().unwrap_or_default()));
             }
-            let published = !blocked && self.fill(cx, again, requests);
+            // A channel that first meets a quorum queue while its leader is down asks a dead node
+            // for it, and RabbitMQ 3.10 refuses everything on that channel from then on, whoever
+            // leads the queue: only another channel asks again. A full queue refuses there as well.
+            let renewing = self.refused && Instant::now() >= self.renew_at;
+            if renewing && self.attribution.span() == 0 {
+                return Poll::Ready(End::Renew);
+            }
+            let published = !blocked && !renewing && self.fill(cx, again, requests);
             if self.finished && self.attribution.span() == 0 && again.is_empty() {
                 return Poll::Ready(End::Finished);
             }
@@ -262,13 +285,14 @@ impl Session<'_> {
                 self.report(slot, result);
             }
         }
-        let lost = &mut self.lost;
+        let (lost, any_refused) = (&mut self.lost, &mut self.refused);
         self.attribution
             .settle(|sequence, request, verdict| match verdict {
                 Verdict::Routed => request.answer(Ok(Stored { routed: true })),
                 Verdict::Unrouted => request.answer(Ok(Stored { routed: false })),
                 Verdict::Refused => {
-                    let error = refused(&request);
+                    *any_refused = true;
+                    let error = refused(&request.outgoing);
                     request.answer(Err(error));
                 }
                 Verdict::Lost => lost.push((sequence, request)),
@@ -494,20 +518,12 @@ fn matcher(returned: lapin::message::BasicReturnMessage) -> impl Fn(&Request) ->
     }
 }
 
-fn refused(request: &Request) -> Error {
-    let outgoing = &request.outgoing;
-    Error::new(
-        ErrorKind::Rejected,
-        format!(
-            "publishing `{}` to `{}`: at least one bound queue refused it (full); others may have stored it",
-            outgoing.routing_key, outgoing.exchange
-        ),
-    )
-}
-
 /// The oldest publish can be this many windows behind the newest before publishing pauses.
 const SPAN_FACTOR: usize = 16;
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 const CONFIRM_SELECT_DEADLINE: Duration = Duration::from_secs(5);
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 const STABLE: Duration = Duration::from_secs(10);
+/// An election takes less; after every renewal it is doubled, because a full queue stays full.
+const RENEW_AFTER: Duration = Duration::from_secs(1);
+const RENEW_AT_LEAST: Duration = Duration::from_mins(1);

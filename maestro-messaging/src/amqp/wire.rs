@@ -17,6 +17,7 @@ use async_rs::util::RuntimeParts;
 use async_rs::{Runtime, Tokio, TokioRuntime};
 use futures_core::Stream;
 use futures_io::{AsyncRead, AsyncWrite};
+use maestro_config::TlsPaths;
 use parking_lot::Mutex;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -29,7 +30,6 @@ use tokio_rustls::client::TlsStream;
 use crate::address::Address;
 use crate::amqp::sanitize::Sanitizer;
 use crate::amqp::version::{Greeting, Version};
-use crate::config::TlsFiles;
 
 /// Connects to a node. What is learnt on the way goes into `tap`.
 pub(crate) async fn connect(
@@ -58,7 +58,7 @@ pub(crate) async fn connect(
 }
 
 /// TLS as configured; blocks on files.
-pub(crate) fn tls(files: &TlsFiles) -> io::Result<ClientConfig> {
+pub(crate) fn tls(files: &TlsPaths) -> io::Result<ClientConfig> {
     let provider = match rustls::crypto::CryptoProvider::get_default() {
         Some(installed) => Arc::clone(installed),
         None => Arc::new(rustls::crypto::ring::default_provider()),
@@ -82,8 +82,8 @@ pub(crate) fn tls(files: &TlsFiles) -> io::Result<ClientConfig> {
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?
         .with_root_certificates(roots);
-    match (&files.cert, &files.key) {
-        (Some(cert), Some(key)) => {
+    match &files.identity {
+        Some((cert, key)) => {
             let chain = CertificateDer::pem_file_iter(cert)
                 .map_err(invalid)?
                 .collect::<Result<Vec<_>, _>>()
@@ -93,7 +93,7 @@ pub(crate) fn tls(files: &TlsFiles) -> io::Result<ClientConfig> {
                 .with_client_auth_cert(chain, key)
                 .map_err(io::Error::other)
         }
-        _ => Ok(builder.with_no_client_auth()),
+        None => Ok(builder.with_no_client_auth()),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Publishes what is written down.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use crate::chains::{Chains, Item, Waiting};
 use crate::client::Inner;
 use crate::error::{Error, ErrorKind};
 use crate::outbox::lease::Leases;
+use crate::outbox::saga;
 use crate::outbox::store::{self, Outbox, Row};
 use crate::outbox::{Inbox, answered};
 use crate::transport::Outgoing;
@@ -95,6 +97,7 @@ where
             waiting: Waiting::new(),
             publishing: FuturesUnordered::new(),
             sent: Vec::new(),
+            sagas: HashSet::new(),
         };
         Relay {
             stop,
@@ -175,6 +178,8 @@ struct Task<D> {
     publishing: FuturesUnordered<Publishing>,
     /// Confirmed, to be deleted.
     sent: Vec<i64>,
+    /// Sagas and states that have a series.
+    sagas: HashSet<(String, String)>,
 }
 
 impl<D> Task<D>
@@ -220,6 +225,8 @@ where
         let mut poll = tokio::time::interval(self.poll);
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut clean = tokio::time::interval(CLEAN_EVERY);
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut hungry = true;
         loop {
             if hungry && self.chains.len() < LOW_WATER {
@@ -254,6 +261,12 @@ where
                 () = sleep_until(again) => {
                     for held in self.waiting.due(Instant::now()) {
                         self.chains.retry(held);
+                    }
+                }
+                _ = look.tick() => {
+                    // A gauge that cannot be set is no reason to stop publishing.
+                    if let Err(error) = saga::look(&self.inner, &self.database, &mut self.sagas).await {
+                        tracing::warn!(error = %error, cause = %chain(&error), "the outbox and the sagas could not be measured");
                     }
                 }
                 _ = clean.tick() => {
@@ -320,11 +333,26 @@ where
             };
             let inner = Arc::clone(&self.inner);
             self.publishing.push(Box::pin(async move {
-                let deadline = Instant::now() + inner.config.confirm_timeout;
+                let started = Instant::now();
+                let deadline = started + inner.config.confirm_timeout;
                 let result = match inner.broker.send(Arc::clone(&item.row), deadline).await {
                     Ok(pending) => pending.await,
                     Err(error) => Err(error),
                 };
+                let metrics = &inner.metrics;
+                metrics.publish_duration.observe_duration(started.elapsed());
+                match &result {
+                    Ok(stored) => {
+                        metrics.published.increment();
+                        if !stored.routed {
+                            metrics
+                                .unrouted
+                                .with([item.row.routing_key.as_str()])
+                                .increment();
+                        }
+                    }
+                    Err(error) => metrics.publish_failed(error.kind().as_str()),
+                }
                 (item, result.map(|_| ()))
             }));
         }
@@ -442,5 +470,7 @@ const FETCH: usize = 1_000;
 /// Fewer rows in memory than this, and more are read.
 const LOW_WATER: usize = 1_000;
 const DELETE_BATCH: usize = 500;
+/// As often as queues are counted.
+const LOOK_EVERY: Duration = Duration::from_secs(15);
 const CLEAN_EVERY: Duration = Duration::from_mins(1);
 const FINISH_DEADLINE: Duration = Duration::from_secs(10);

@@ -68,7 +68,8 @@ CREATE TABLE IF NOT EXISTS maestro.messaging_migrations (
 );";
 
 /// Applied in order, each once. Never changed after a release: a new step is appended.
-const STEPS: &[&str] = &["
+const STEPS: &[&str] = &[
+    "
 CREATE TABLE maestro.outbox (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     bucket smallint NOT NULL,
@@ -110,4 +111,16 @@ CREATE TABLE maestro.inbox (
     PRIMARY KEY (subscription, message_id)
 );
 CREATE INDEX inbox_handled ON maestro.inbox (handled_at);
-"];
+",
+    "
+CREATE TABLE maestro.saga (
+    saga text NOT NULL,
+    key text NOT NULL,
+    state text NOT NULL,
+    began_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (saga, key)
+);
+-- The oldest of each state.
+CREATE INDEX saga_oldest ON maestro.saga (saga, state, began_at);
+",
+];

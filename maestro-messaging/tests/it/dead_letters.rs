@@ -117,6 +117,11 @@ async fn dead_letters_tell_their_reason_and_are_replayed_twice() {
     })
     .await;
 
+    // What a replay leaves goes back to the queue a moment after it.
+    eventually("the other one is back", || async {
+        letters.count().await.unwrap() == 1
+    })
+    .await;
     let error = letters.purge(Filter::all(), "picky").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config);
     assert_eq!(

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use maestro_config::Environment;
 use maestro_messaging::outbox::{Inbox, migrate};
@@ -286,4 +286,114 @@ async fn the_inbox_lets_an_effect_happen_once_however_often_its_message_comes() 
     );
     assert_eq!(Inbox.forget(&pool, Duration::ZERO).await.unwrap(), 2);
     assert!(Inbox.once(&pool, "billing", id).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_committed_event_is_delivered_by_its_notification_long_before_the_next_poll() {
+    const EVENTS: u64 = 100;
+    let sandbox = sandbox().await;
+    let pool = pool(&sandbox).await;
+    let messaging = client(&sandbox).await;
+    let log = listener(&messaging).await;
+    let outbox = messaging.outbox();
+    let started = Instant::now();
+    outbox
+        .relay(pool.clone())
+        .listen(options(&sandbox))
+        .poll_every(Duration::from_mins(1))
+        .start();
+    let mut times = Vec::new();
+    for number in 0..EVENTS {
+        let mut tx = pool.begin().await.unwrap();
+        outbox.add(&mut *tx, &placed(number)).await.unwrap();
+        tx.commit().await.unwrap();
+        let committed = Instant::now();
+        while log.lock().len() as u64 <= number {
+            assert!(
+                committed.elapsed() < Duration::from_secs(20),
+                "event {number} waits for a poll"
+            );
+            tokio::time::sleep(Duration::from_micros(200)).await;
+        }
+        times.push(committed.elapsed());
+        if number == 0 {
+            println!("the first, {:?} after the start", started.elapsed());
+        }
+    }
+    let first = times.remove(0);
+    times.sort_unstable();
+    println!(
+        "commit to handler: first {first:?}, then p50 {:?}, p99 {:?}, longest {:?}",
+        times[times.len() / 2],
+        times[times.len() * 99 / 100],
+        times.last().unwrap()
+    );
+    messaging.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_saga_ends_once_and_its_age_duration_and_timeouts_are_measured() {
+    let sandbox = sandbox().await;
+    let pool = pool(&sandbox).await;
+    let config: MessagingConfig = Environment::from_pairs(sandbox.environment())
+        .read()
+        .unwrap();
+    let registry = maestro_metrics::Registry::detached();
+    let messaging = Messaging::builder(config)
+        .registry(&registry)
+        .connect()
+        .await
+        .unwrap();
+    let checkout = messaging.saga("checkout");
+    for key in ["a", "b", "c"] {
+        assert!(checkout.begin(&pool, key, "waiting").await.unwrap());
+        assert!(!checkout.begin(&pool, key, "waiting").await.unwrap());
+    }
+    assert!(
+        checkout
+            .advance(&pool, "a", "waiting", "paid")
+            .await
+            .unwrap()
+    );
+    assert!(
+        !checkout
+            .advance(&pool, "a", "waiting", "lost")
+            .await
+            .unwrap()
+    );
+    // The timeout comes when the payment has won, and the other way round.
+    assert!(!checkout.time_out(&pool, "a", "waiting").await.unwrap());
+    assert!(checkout.time_out(&pool, "b", "waiting").await.unwrap());
+    assert!(!checkout.finish(&pool, "b", "waiting").await.unwrap());
+
+    messaging.outbox().relay(pool.clone()).start();
+    let value = |name: &str| {
+        let text = registry.text();
+        let line = text.lines().find(|line| line.starts_with(name));
+        line.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+    };
+    let age = |state: &str| {
+        let labels = format!("saga=\"checkout\",state=\"{state}\"");
+        let text = registry.text();
+        let line = text.lines().find(|line| {
+            line.starts_with("maestro_messaging_saga_oldest_age_seconds") && line.contains(&labels)
+        });
+        line.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+    };
+    eventually("the ages are there", || async {
+        age("waiting").is_some_and(|age| age > 0.0) && age("paid").is_some_and(|age| age > 0.0)
+    })
+    .await;
+    assert_eq!(value("maestro_messaging_outbox_depth"), Some(0.0));
+    assert_eq!(value("maestro_messaging_saga_timeouts_total"), Some(1.0));
+    assert_eq!(
+        value("maestro_messaging_saga_duration_seconds_count"),
+        Some(1.0)
+    );
+    assert!(checkout.finish(&pool, "a", "paid").await.unwrap());
+    eventually("nobody is in that state any more", || async {
+        age("paid") == Some(0.0)
+    })
+    .await;
+    messaging.close().await;
 }

@@ -1,0 +1,187 @@
+//! RabbitMQ nodes of the test's own, for what no shared server can be asked: a cluster, TLS.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+use crate::support::within;
+
+/// Nodes on loopback, one cluster; all end with it.
+pub struct Nodes {
+    directory: TempDir,
+    mapper: u16,
+    /// Erlang's port mapper: beside the nodes, or the first one would leave a daemon behind.
+    _epmd: Child,
+    pub all: Vec<Node>,
+}
+
+pub struct Node {
+    pub port: u16,
+    environment: BTreeMap<&'static str, OsString>,
+    child: Option<Child>,
+}
+
+const BINARIES: &str = "/usr/lib/rabbitmq/bin";
+
+impl Nodes {
+    /// Starts so many nodes; `settings` are added to the configuration of each.
+    pub async fn start(count: usize, settings: &str) -> Self {
+        assert!(
+            Path::new(BINARIES).join("rabbitmq-server").exists(),
+            "this test starts RabbitMQ nodes: install rabbitmq-server"
+        );
+        let directory = tempfile::tempdir().unwrap();
+        let [mapper] = free_ports();
+        let epmd = Command::new("epmd")
+            .args(["-port", &mapper.to_string(), "-address", "127.0.0.1"])
+            .kill_on_drop(true)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // One secret for all, or they do not talk to each other.
+        let cookie = directory.path().join(".erlang.cookie");
+        std::fs::write(&cookie, "maestro-nodes").unwrap();
+        std::fs::set_permissions(&cookie, PermissionsExt::from_mode(0o400)).unwrap();
+        let mut nodes = Self {
+            directory,
+            mapper,
+            _epmd: epmd,
+            all: Vec::new(),
+        };
+        let ports: Vec<[u16; 2]> = (0..count).map(|_| free_ports()).collect();
+        let names: Vec<_> = ports
+            .iter()
+            .map(|[port, _]| format!("n{port}@localhost"))
+            .collect();
+        for ([port, distribution], name) in ports.iter().zip(&names) {
+            let node = nodes.prepare(*port, *distribution, name, &names, settings);
+            nodes.all.push(node);
+        }
+        for node in &mut nodes.all {
+            node.spawn();
+        }
+        for node in &nodes.all {
+            node.ready().await;
+        }
+        if count > 1 {
+            let all = count.to_string();
+            nodes.all[0].control(&["await_online_nodes", &all]).await;
+        }
+        nodes
+    }
+
+    fn prepare(
+        &self,
+        port: u16,
+        distribution: u16,
+        name: &str,
+        names: &[String],
+        settings: &str,
+    ) -> Node {
+        let home = self.directory.path().join(name);
+        std::fs::create_dir(&home).unwrap();
+        let mut text = format!(
+            "loopback_users = none\ndisk_free_limit.absolute = 50MB\n\
+             raft.wal_max_size_bytes = 33554432\n{settings}\n"
+        );
+        if names.len() > 1 {
+            text.push_str("cluster_formation.peer_discovery_backend = classic_config\n");
+            for (index, name) in names.iter().enumerate() {
+                let line = format!("cluster_formation.classic_config.nodes.{index} = {name}\n");
+                text.push_str(&line);
+            }
+        }
+        let file = home.join("rabbitmq.conf");
+        std::fs::write(&file, text).unwrap();
+        let plugins = home.join("enabled_plugins");
+        std::fs::write(&plugins, "[].\n").unwrap();
+        let inside = |name: &str| home.join(name).into_os_string();
+        let environment = BTreeMap::from([
+            ("HOME", self.directory.path().into()),
+            ("LC_ALL", "C.UTF-8".into()),
+            ("RABBITMQ_CONF_ENV_FILE", "/dev/null".into()),
+            ("RABBITMQ_NODENAME", name.into()),
+            ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1".into()),
+            ("RABBITMQ_NODE_PORT", port.to_string().into()),
+            ("RABBITMQ_DIST_PORT", distribution.to_string().into()),
+            ("ERL_EPMD_PORT", self.mapper.to_string().into()),
+            ("ERL_EPMD_ADDRESS", "127.0.0.1".into()),
+            ("RABBITMQ_MNESIA_BASE", inside("data")),
+            ("RABBITMQ_LOG_BASE", inside("logs")),
+            ("RABBITMQ_CONFIG_FILE", file.into()),
+            ("RABBITMQ_ENABLED_PLUGINS_FILE", plugins.into()),
+            ("RABBITMQ_PID_FILE", inside("rabbitmq.pid")),
+            // With a socket to notify the script becomes the server, so its pid is the server's.
+            ("NOTIFY_SOCKET", inside("notify")),
+            (
+                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
+                "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none".into(),
+            ),
+        ]);
+        Node {
+            port,
+            environment,
+            child: None,
+        }
+    }
+}
+
+impl Node {
+    /// `kill -9`.
+    pub async fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().await.unwrap();
+    }
+
+    /// Starts it again with its data, and waits until it answers.
+    pub async fn start(&mut self) {
+        self.spawn();
+        self.ready().await;
+    }
+
+    pub async fn control(&self, arguments: &[&str]) {
+        let mut command = self.command("rabbitmqctl");
+        let output = command.args(arguments).output().await.unwrap();
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+    }
+
+    fn spawn(&mut self) {
+        let mut command = self.command("rabbitmq-server");
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        self.child = Some(command.spawn().unwrap());
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(PathBuf::from(BINARIES).join(program));
+        command.envs(&self.environment).kill_on_drop(true);
+        command
+    }
+
+    async fn ready(&self) {
+        let url = format!("amqp://guest:guest@127.0.0.1:{}/%2F", self.port);
+        within(Duration::from_secs(90), "the node answers", || async {
+            let properties = lapin::ConnectionProperties::default();
+            match lapin::Connection::connect(&url, properties).await {
+                Ok(connection) => connection.close(200, "seen".into()).await.is_ok(),
+                Err(_) => false,
+            }
+        })
+        .await;
+    }
+}
+
+pub fn free_ports<const N: usize>() -> [u16; N] {
+    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().port())
+}

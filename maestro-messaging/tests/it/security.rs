@@ -1,0 +1,181 @@
+//! Passwords that rotate, and TLS with an authority of one's own.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use maestro_config::Environment;
+use maestro_messaging::{ErrorKind, Messaging, MessagingConfig};
+use maestro_metrics::HealthState;
+use maestro_testkit::{Service, Stack};
+use serde_json::json;
+
+use crate::nodes::Nodes;
+use crate::support::{Placed, eventually, placed};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotated_password_is_taken_from_its_file_without_a_restart() {
+    let stack = Stack::builder()
+        .only([Service::Rabbitmq])
+        .start()
+        .await
+        .unwrap();
+    let sandbox = stack.sandbox("orders").await.unwrap();
+    let mut pairs = sandbox.environment();
+    let position = pairs.iter().position(|(n, _)| n == "MAESTRO_MESSAGING_URL");
+    let url = &mut pairs[position.unwrap()].1;
+    let mut parsed: url::Url = url.parse().unwrap();
+    let user = parsed.username().to_owned();
+    let first = parsed.password().unwrap().to_owned();
+    // The password is in its file alone.
+    parsed.set_password(None).unwrap();
+    *url = parsed.to_string();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("password");
+    std::fs::write(&file, &first).unwrap();
+    pairs.push((
+        "MAESTRO_MESSAGING_PASSWORD_FILE".to_owned(),
+        file.to_str().unwrap().to_owned(),
+    ));
+    let config: MessagingConfig = Environment::from_pairs(pairs).read().unwrap();
+    let messaging = Messaging::connect(config).await.unwrap();
+    messaging.publish(&placed(1)).await.unwrap();
+
+    let broker = stack.rabbitmq().unwrap();
+    for (number, password) in [(2, "rotated/once%"), (3, "rotated twice")] {
+        change_password(&broker, &user, password).await;
+        // An open connection stays; a new one is refused until the file has followed.
+        sandbox.messaging_link().reset().await.unwrap();
+        eventually("the old password is refused", || async {
+            let health = messaging.health_check().run().await;
+            let reason = health.reason().unwrap_or_default();
+            reason.contains("check user, password")
+        })
+        .await;
+        std::fs::write(&file, password).unwrap();
+        let published = messaging.publish(&placed(number)).await;
+        assert!(published.is_ok(), "{published:?}");
+    }
+    messaging.close().await;
+}
+
+async fn change_password(broker: &maestro_testkit::Server, user: &str, password: &str) {
+    // Fails when it is installed already, which is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let admin: url::Url = broker.admin_url().expose().parse().unwrap();
+    let base = broker.management_url().unwrap();
+    let changed = reqwest::Client::new()
+        .put(format!("{base}/api/users/{user}"))
+        .basic_auth(admin.username(), admin.password())
+        .json(&json!({"password": password, "tags": ""}))
+        .timeout(Duration::from_secs(10))
+        .send()
+        .await
+        .unwrap();
+    assert!(changed.status().is_success(), "{}", changed.status());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_with_an_own_authority_and_a_client_certificate_keeps_others_out() {
+    let certificates = tempfile::tempdir().unwrap();
+    issue(certificates.path());
+    let path = |name: &str| certificates.path().join(name).to_str().unwrap().to_owned();
+    let [port] = crate::nodes::free_ports();
+    let settings = format!(
+        "listeners.ssl.1 = 127.0.0.1:{port}\n\
+         ssl_options.cacertfile = {}\nssl_options.certfile = {}\nssl_options.keyfile = {}\n\
+         ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true\n",
+        path("ca.pem"),
+        path("server.pem"),
+        path("server.key"),
+    );
+    let _node = Nodes::start(1, &settings).await;
+    let url = format!("amqps://guest:guest@localhost:{port}/%2F");
+    let client = async |extra: &[(&str, String)]| {
+        let mut pairs = vec![
+            ("MAESTRO_SERVICE_NAME", "orders".to_owned()),
+            ("MAESTRO_ENVIRONMENT", "test".to_owned()),
+            ("MAESTRO_MESSAGING_URL", url.clone()),
+        ];
+        pairs.extend_from_slice(extra);
+        let config: MessagingConfig = Environment::from_pairs(pairs).read().unwrap();
+        Messaging::connect(config).await.unwrap()
+    };
+    let ca = ("MAESTRO_MESSAGING_TLS_CA", path("ca.pem"));
+    let cert = ("MAESTRO_MESSAGING_TLS_CERT", path("client.pem"));
+    let key = ("MAESTRO_MESSAGING_TLS_KEY", path("client.key"));
+
+    let messaging = client(&[ca.clone(), cert.clone(), key.clone()]).await;
+    let (handled, mut seen) = tokio::sync::mpsc::channel(1);
+    let consumer = messaging
+        .subscription("encrypted")
+        .on("orders", move |event: Placed, _| {
+            let handled = handled.clone();
+            async move { Ok(handled.send(event.number).await?) }
+        })
+        .start()
+        .await
+        .unwrap();
+    consumer.ready().await;
+    messaging.publish(&placed(7)).require_route().await.unwrap();
+    assert_eq!(seen.recv().await, Some(7));
+    messaging.close().await;
+
+    let stranger = path("stranger.pem");
+    for (what, extra) in [
+        ("no authority", vec![cert.clone(), key.clone()]),
+        (
+            "another authority",
+            vec![("MAESTRO_MESSAGING_TLS_CA", stranger), cert, key],
+        ),
+        ("no certificate", vec![ca]),
+    ] {
+        let messaging = client(&extra).await;
+        let error = messaging
+            .publish(&placed(8))
+            .deadline(Duration::from_secs(3))
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{what}: {error}");
+        let health = messaging.health_check().run().await;
+        assert_eq!(health.state(), HealthState::Unhealthy, "{what}");
+        messaging.close().await;
+    }
+}
+
+/// An authority, certificates of server and client, and an authority that issued neither.
+fn issue(directory: &Path) {
+    let extensions = "subjectAltName=DNS:localhost,IP:127.0.0.1\n";
+    std::fs::write(directory.join("extensions"), extensions).unwrap();
+    for authority in ["ca", "stranger"] {
+        openssl(
+            directory,
+            &format!(
+                "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN={authority} -keyout {authority}.key -out {authority}.pem"
+            ),
+        );
+    }
+    for name in ["server", "client"] {
+        openssl(
+            directory,
+            &format!(
+                "req -newkey rsa:2048 -nodes -subj /CN={name} -keyout {name}.key -out {name}.csr"
+            ),
+        );
+        openssl(
+            directory,
+            &format!(
+                "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile extensions -out {name}.pem"
+            ),
+        );
+    }
+}
+
+fn openssl(directory: &Path, arguments: &str) {
+    let output = Command::new("openssl")
+        .args(arguments.split(' '))
+        .current_dir(directory)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{arguments}: {output:?}");
+}
