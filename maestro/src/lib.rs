@@ -64,3 +64,8 @@ pub use settings::ServiceConfig;
 #[cfg(all(doctest, feature = "db", feature = "cache"))]
 #[doc = include_str!("../../README.md")]
 struct Readme;
+
+/// The guide's snippets compile.
+#[cfg(all(doctest, feature = "db", feature = "cache", feature = "messaging"))]
+#[doc = include_str!("../../docs/service.md")]
+struct Guide;

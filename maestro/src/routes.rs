@@ -16,15 +16,14 @@ use crate::service::Core;
 
 /// The router of the service's listener, and the one of the operational listener where it is apart.
 pub(crate) fn assemble(core: &Core, app: Router) -> (Router, Option<(SocketAddr, Router)>) {
-    let public = app
-        .layer(from_fn_with_state(core.launcher.watch(), gate))
-        .layer(ServerLayer::new(&core.registry));
-    let operations = Operations::new(&core.registry, &core.health).router();
+    let gated = app.layer(from_fn_with_state(core.launcher.watch(), gate));
+    let operations = Operations::new(&core.registry, &core.health);
     match core.config.operations {
-        Some(address) => (public, Some((address, operations))),
-        // In this order: of two routers without a fallback of their own axum keeps the layers of the
-        // second one's, and unmatched requests are to be measured.
-        None => (operations.merge(public), None),
+        Some(address) => {
+            let public = gated.layer(ServerLayer::new(&core.registry));
+            (public, Some((address, operations.router())))
+        }
+        None => (operations.around(gated), None),
     }
 }
 

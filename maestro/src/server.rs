@@ -15,7 +15,6 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::{HeaderValue, Request, Response, header};
-use futures_util::FutureExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -27,6 +26,10 @@ use tokio::time::Instant;
 use tower::ServiceExt;
 
 use crate::error::{Error, ErrorKind};
+
+mod last;
+
+use last::last_connections;
 
 /// Most connections served at once; more wait in the kernel's accept queue. A service of the platform
 /// has a few load-balancer connections: this bounds memory against a flood, not normal work.
@@ -138,10 +141,10 @@ async fn accept(
             Some(_) = connections.join_next() => {}
         }
     }
-    // What the kernel had already accepted for us was promised an answer: take it before closing.
-    while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
+    last_connections(listener, |stream, peer| {
         connections.spawn(serve(stream, peer, app.clone(), watching.clone()));
-    }
+    })
+    .await;
     connections
 }
 

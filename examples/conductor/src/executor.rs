@@ -87,6 +87,14 @@ impl Executor {
         event: QualityRunRequested,
         context: MessageContext,
     ) -> Result<(), HandlerError> {
+        // Before the transaction: a load takes a connection too, and handlers that hold one each while
+        // they wait for another can use up the pool and wait for themselves.
+        let Some(suite) = self.suite(&event.suite).await? else {
+            return Err(HandlerError::dead_letter(format!(
+                "there is no suite `{}`",
+                event.suite
+            )));
+        };
         let mut tx = self.db.begin().await?;
         if !self
             .inbox
@@ -95,12 +103,6 @@ impl Executor {
         {
             return Ok(tx.rollback().await?);
         }
-        let Some(suite) = self.suite(&event.suite).await? else {
-            return Err(HandlerError::dead_letter(format!(
-                "there is no suite `{}`",
-                event.suite
-            )));
-        };
         let attempt = context.attempt();
         if i64::from(attempt) <= i64::from(suite.fails_first) {
             return Err(SuiteFailed { attempt }.into());

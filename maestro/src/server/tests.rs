@@ -92,6 +92,26 @@ async fn a_stop_under_load_resets_no_request() {
     );
 }
 
+/// Clients that were asked to leave come back on new connections, so that some are always being made.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_is_being_made_while_the_listener_closes_is_not_reset() {
+    let round = async |moment: u64| {
+        let server = start(Router::new().route("/", get(async || "ok"))).await;
+        server.leave();
+        let clients: Vec<_> = (0..100)
+            .map(|_| tokio::spawn(press(server.address(), Duration::ZERO)))
+            .collect();
+        tokio::time::sleep(Duration::from_millis(moment)).await;
+        let left = server.close(soon()).await;
+        assert!(left.is_none(), "{left}");
+        for client in clients {
+            let fate = client.await.unwrap();
+            assert_eq!(fate.reset, None, "after {} answers", fate.answered);
+        }
+    };
+    futures_util::future::join_all((0..20).map(|n| round(5 * n))).await;
+}
+
 #[tokio::test]
 async fn a_request_in_flight_is_answered_after_the_listener_closed() {
     let (entered, mut inside) = tokio::sync::mpsc::channel(1);
