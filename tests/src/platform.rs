@@ -52,12 +52,11 @@ impl Provisioned {
         );
         let logs = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&logs)?;
-        let (fabric, conductor) = processes(binaries, &self.fabric, &self.conductor, extra, &logs)?;
         Ok(Platform {
+            fabric: fabric(binaries, &self.fabric, extra, &logs)?,
+            conductor: conductor(binaries, &self.conductor, extra, &logs)?,
             fabric_box: self.fabric,
             conductor_box: self.conductor,
-            fabric,
-            conductor,
             logs,
         })
     }
@@ -78,13 +77,19 @@ impl Platform {
 
     /// Starts both services again in the same places, after they ended.
     pub fn restart(&mut self, binaries: &Binaries, extra: &[(&str, &str)]) -> Result<()> {
-        (self.fabric, self.conductor) = processes(
-            binaries,
-            &self.fabric_box,
-            &self.conductor_box,
-            extra,
-            &self.logs,
-        )?;
+        self.restart_fabric(binaries, extra)?;
+        self.restart_conductor(binaries, extra)
+    }
+
+    /// Starts Quality Fabric again in the same place, after it ended.
+    pub fn restart_fabric(&mut self, binaries: &Binaries, extra: &[(&str, &str)]) -> Result<()> {
+        self.fabric = fabric(binaries, &self.fabric_box, extra, &self.logs)?;
+        Ok(())
+    }
+
+    /// Starts the Conductor again in the same place, after it ended.
+    pub fn restart_conductor(&mut self, binaries: &Binaries, extra: &[(&str, &str)]) -> Result<()> {
+        self.conductor = conductor(binaries, &self.conductor_box, extra, &self.logs)?;
         Ok(())
     }
 
@@ -134,8 +139,13 @@ impl Platform {
 
     /// The conductor's messaging as an operator would open it.
     pub async fn operator(&self) -> Result<Messaging> {
-        let config = Environment::from_pairs(self.conductor_box.direct_environment())
-            .read::<MessagingConfig>()?;
+        Self::operator_of(&self.conductor_box).await
+    }
+
+    /// A service's messaging as an operator would open it.
+    pub async fn operator_of(service: &Sandbox) -> Result<Messaging> {
+        let config =
+            Environment::from_pairs(service.direct_environment()).read::<MessagingConfig>()?;
         Ok(Messaging::connect(config).await?)
     }
 
@@ -166,27 +176,24 @@ impl Drop for Platform {
     }
 }
 
-fn processes(
+fn fabric(
     binaries: &Binaries,
-    fabric: &Sandbox,
-    conductor: &Sandbox,
+    place: &Sandbox,
     extra: &[(&str, &str)],
     logs: &Path,
-) -> Result<(Process, Process)> {
-    Ok((
-        Process::start(
-            "quality-fabric",
-            &binaries.fabric,
-            &settings(fabric, extra),
-            logs,
-        )?,
-        Process::start(
-            "conductor",
-            &binaries.conductor,
-            &settings(conductor, extra),
-            logs,
-        )?,
-    ))
+) -> Result<Process> {
+    let settings = settings(place, extra);
+    Process::start("quality-fabric", &binaries.fabric, &settings, logs)
+}
+
+fn conductor(
+    binaries: &Binaries,
+    place: &Sandbox,
+    extra: &[(&str, &str)],
+    logs: &Path,
+) -> Result<Process> {
+    let settings = settings(place, extra);
+    Process::start("conductor", &binaries.conductor, &settings, logs)
 }
 
 fn settings(sandbox: &Sandbox, extra: &[(&str, &str)]) -> Vec<(String, String)> {

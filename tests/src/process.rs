@@ -1,9 +1,11 @@
 //! One service as a process of its own.
 
+use std::fmt::Write as _;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -19,6 +21,7 @@ pub struct Process {
     log: PathBuf,
     child: Child,
     http: reqwest::Client,
+    refusals: Mutex<String>,
 }
 
 impl Process {
@@ -49,6 +52,7 @@ impl Process {
             log,
             child,
             http: http(),
+            refusals: Mutex::default(),
         })
     }
 
@@ -74,17 +78,17 @@ impl Process {
 
     /// GET: status and JSON body (null when it is no JSON).
     pub async fn get(&self, path: &str) -> Result<(StatusCode, Value)> {
-        answer(self.http.get(self.url(path))).await
+        self.answer(self.http.get(self.url(path))).await
     }
 
     /// POST of a JSON body.
     pub async fn post(&self, path: &str, body: &Value) -> Result<(StatusCode, Value)> {
-        answer(self.http.post(self.url(path)).json(body)).await
+        self.answer(self.http.post(self.url(path)).json(body)).await
     }
 
     /// PUT of a JSON body.
     pub async fn put(&self, path: &str, body: &Value) -> Result<(StatusCode, Value)> {
-        answer(self.http.put(self.url(path)).json(body)).await
+        self.answer(self.http.put(self.url(path)).json(body)).await
     }
 
     /// GET of a body that is no JSON.
@@ -117,6 +121,28 @@ impl Process {
         .await
     }
 
+    /// Every answer so far that was no success: status, headers and body.
+    pub fn refusals(&self) -> String {
+        self.refusals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    async fn answer(&self, request: reqwest::RequestBuilder) -> Result<(StatusCode, Value)> {
+        let response = request.timeout(CALL).send().await?;
+        let status = response.status();
+        let headers = format!("{:?}", response.headers());
+        let body = response.bytes().await?;
+        if !status.is_success() {
+            let text = String::from_utf8_lossy(&body);
+            let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+            // Writing to a string cannot fail.
+            let _ = writeln!(refusals, "{status} {headers} {text}");
+        }
+        Ok((status, serde_json::from_slice(&body).unwrap_or(Value::Null)))
+    }
+
     async fn answers(
         &mut self,
         within: Duration,
@@ -142,10 +168,23 @@ impl Process {
         }
     }
 
+    /// Waits until it answers requests, be it "not ready"; says how long that took.
+    pub async fn alive(&mut self, within: Duration) -> Result<Duration> {
+        self.answers(within, "alive", async |process| {
+            matches!(process.get("/health/live").await, Ok((StatusCode::OK, _)))
+        })
+        .await
+    }
+
     /// Sends SIGTERM and waits for the end: exit code (none when a signal ended it) and time taken.
     pub async fn terminate(&mut self, within: Duration) -> Result<(Option<i32>, Duration)> {
-        let started = Instant::now();
         self.signal(rustix::process::Signal::TERM)?;
+        self.ended(within).await
+    }
+
+    /// Waits for the end: exit code (none when a signal ended it) and time taken.
+    pub async fn ended(&mut self, within: Duration) -> Result<(Option<i32>, Duration)> {
+        let started = Instant::now();
         let status = tokio::time::timeout(within, self.child.wait())
             .await
             .with_context(|| format!("{} did not stop within {within:?}", self.name))??;
@@ -196,16 +235,13 @@ pub fn percentile(samples: &mut [Duration], percent: usize) -> Duration {
     samples.get(index).copied().unwrap_or_default()
 }
 
-async fn answer(request: reqwest::RequestBuilder) -> Result<(StatusCode, Value)> {
-    let response = request.timeout(CALL).send().await?;
-    let status = response.status();
-    let body = response.bytes().await?;
-    Ok((status, serde_json::from_slice(&body).unwrap_or(Value::Null)))
-}
-
-/// A port that was free a moment ago; the service binds it itself.
+/// A port that was free a moment ago; the service binds it itself. It lies below those that the kernel
+/// gives to outgoing connections, one of which could take it in between.
 fn free_address() -> Result<SocketAddr> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+    (0..1_000)
+        .map(|_| SocketAddr::from(([127, 0, 0, 1], fastrand::u16(20_000..32_000))))
+        .find(|address| std::net::TcpListener::bind(address).is_ok())
+        .context("no free port between 20000 and 32000")
 }
 
 /// Longest a single request of a scenario may take: longer than every deadline of the services.

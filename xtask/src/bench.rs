@@ -48,7 +48,7 @@ enum Bench {
 /// Runs the command.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if options.name.needs_servers() {
-        servers::make_available(&options.servers)?;
+        servers::make_available(&options.servers, servers::For::Servers)?;
     }
     let name = options.name.to_possible_value();
     let name = name.as_ref().map_or("", |value| value.get_name());

@@ -42,7 +42,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
     // The demo kills its servers, so it never takes somebody else's.
     let servers = options.servers.clone().own();
-    servers::make_available(&servers)?;
+    servers::make_available(&servers, servers::For::Servers)?;
 
     announce("building the services and the demo");
     let started = Instant::now();

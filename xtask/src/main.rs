@@ -17,6 +17,7 @@ mod docs;
 mod failure;
 mod process;
 mod servers;
+mod soak;
 mod tally;
 mod test;
 mod workspace;
@@ -44,6 +45,7 @@ enum Command {
     Ci(ci::Options),
     Docs(docs::Options),
     Bench(bench::Options),
+    Soak(soak::Options),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         Command::Ci(options) => ci::run(&options),
         Command::Docs(options) => docs::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Soak(options) => soak::run(&options),
     };
     match outcome {
         Ok(code) => code,

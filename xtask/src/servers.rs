@@ -104,6 +104,15 @@ impl Options {
     }
 }
 
+/// Who needs programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum For {
+    /// Tests: everything, also where containers or somebody else bring the shared servers.
+    Tests,
+    /// Whatever only runs on servers.
+    Servers,
+}
+
 /// A program the tests need, and the Debian package that brings it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Program {
@@ -113,24 +122,25 @@ struct Program {
     files: &'static [&'static str],
     /// Found on the `PATH` under this name as well, if it has one there.
     command: Option<&'static str>,
-    /// A container does as well.
-    in_container: bool,
+    /// One of the three servers of the platform: a container does as well, for all but the tests that
+    /// start one of their own with other settings (a standby, a cluster, TLS).
+    is_server: bool,
 }
 
-const PROGRAMS: [Program; 6] = [
+const PROGRAMS: [Program; 9] = [
     Program {
         name: "PostgreSQL",
         package: "postgresql",
         files: &["/usr/lib/postgresql/*/bin/initdb"],
         command: Some("initdb"),
-        in_container: true,
+        is_server: true,
     },
     Program {
         name: "Redis",
         package: "redis-server",
         files: &["/usr/bin/redis-server"],
         command: Some("redis-server"),
-        in_container: true,
+        is_server: true,
     },
     Program {
         name: "RabbitMQ",
@@ -138,7 +148,7 @@ const PROGRAMS: [Program; 6] = [
         // Not the one in /usr/sbin: it switches user or refuses.
         files: &["/usr/lib/rabbitmq/bin/rabbitmq-server"],
         command: None,
-        in_container: true,
+        is_server: true,
     },
     // `promtool` judges what the SDK exposes; Prometheus itself scrapes it.
     Program {
@@ -146,7 +156,7 @@ const PROGRAMS: [Program; 6] = [
         package: "prometheus",
         files: &["/usr/bin/promtool"],
         command: Some("promtool"),
-        in_container: false,
+        is_server: false,
     },
     // Stands between a test and its PostgreSQL, wherever that one runs.
     Program {
@@ -154,7 +164,7 @@ const PROGRAMS: [Program; 6] = [
         package: "pgbouncer",
         files: &["/usr/sbin/pgbouncer"],
         command: Some("pgbouncer"),
-        in_container: false,
+        is_server: false,
     },
     // The stranger that exchanges messages with ours.
     Program {
@@ -162,12 +172,36 @@ const PROGRAMS: [Program; 6] = [
         package: "python3-pika",
         files: &["/usr/lib/python3/dist-packages/pika/__init__.py"],
         command: None,
-        in_container: false,
+        is_server: false,
+    },
+    // Brings a collector of somebody else's, which takes our spans.
+    Program {
+        name: "pip for Python",
+        package: "python3-pip",
+        files: &["/usr/bin/pip3"],
+        command: Some("pip3"),
+        is_server: false,
+    },
+    // That collector is linked against Python's own library.
+    Program {
+        name: "Python's library",
+        package: "libpython3-dev",
+        files: &["/usr/lib/*/pkgconfig/python3.pc"],
+        command: None,
+        is_server: false,
+    },
+    // Certificates for servers that are reached over TLS.
+    Program {
+        name: "OpenSSL",
+        package: "openssl",
+        files: &["/usr/bin/openssl"],
+        command: Some("openssl"),
+        is_server: false,
     },
 ];
 
 /// Sees to it that the tests will find what they need, or says what to do.
-pub(crate) fn make_available(options: &Options) -> Result<()> {
+pub(crate) fn make_available(options: &Options, whom: For) -> Result<()> {
     let docker = options.mode() != "local" && docker_answers(options);
     if options.mode() == "docker" && !docker {
         return Err(Failure::new(
@@ -176,16 +210,19 @@ pub(crate) fn make_available(options: &Options) -> Result<()> {
         ));
     }
     // Whether Docker has or can pull the images is the testkit's to find out (`warm`).
-    let needed = |program: &Program| {
-        !(options.is_given(program)
-            || (program.in_container && (docker || options.mode() == "off")))
+    let needed = |program: &Program| match whom {
+        For::Tests => true,
+        For::Servers => {
+            program.is_server && !(docker || options.mode() == "off" || options.is_given(program))
+        }
     };
     provide(&PROGRAMS.into_iter().filter(needed).collect::<Vec<_>>())
 }
 
-/// Installs every server program, after all other ways have failed.
+/// Installs every program of a server, after all other ways have failed.
 pub(crate) fn install_all() -> Result<()> {
-    provide(&PROGRAMS)
+    let servers = PROGRAMS.into_iter().filter(|program| program.is_server);
+    provide(&servers.collect::<Vec<_>>())
 }
 
 fn provide(needed: &[Program]) -> Result<()> {

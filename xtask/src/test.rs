@@ -84,8 +84,9 @@ pub(crate) fn run_all(options: &Options) -> Result<Tally> {
     let selection = Selection::new(options, &workspace)?;
     if options.matrix {
         servers::images::build("all")?;
-    } else if selection.needs_servers {
-        servers::make_available(&options.servers)?;
+    }
+    if selection.needs_servers {
+        servers::make_available(&options.servers, servers::For::Tests)?;
     }
 
     announce("building");

@@ -4,10 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use maestro_testkit::Stack;
-use maestro_tests::{Platform, until};
+use maestro_tests::{Load, Platform, until};
 use reqwest::StatusCode;
 
-use crate::load::Load;
 use crate::{BOOT, LADDER, SETTLE, binaries};
 
 /// How long a killed server stays away.
@@ -164,8 +163,26 @@ async fn a_killed_database_gives_clear_errors_and_is_used_again_within_five_seco
     for id in &outcome.accepted {
         platform.completed(id, SETTLE).await?;
     }
-    // With nothing in flight, an outage that lasts until a caller is told.
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_of_the_database_longer_than_the_ladder_dead_letters_nothing() -> Result<()> {
+    let stack = Stack::dedicated().await?;
+    let mut platform = Platform::start(&stack, &binaries(), &[LADDER]).await?;
+    platform.healthy(BOOT).await?;
+    platform.define("smoke", 0).await?;
+    let begun = Instant::now();
+    let load = Load::submitting(2, &platform.fabric.url("/runs"), "smoke");
+    // Accepted runs are executed meanwhile: messages are in flight in both services.
+    let executed = async || {
+        let (_, executed) = platform.conductor.get("/executions").await?;
+        Ok((executed["count"].as_u64() >= Some(20)).then_some(()))
+    };
+    until(SETTLE, "twenty executed runs", executed).await?;
+    let executing = begun.elapsed();
     stack.postgres()?.kill().await?;
+    let killed = Instant::now();
     let refused = async || {
         let run = serde_json::json!({"project": "load", "suite": "smoke"});
         let (status, body) = platform.fabric.post("/runs", &run).await?;
@@ -174,5 +191,39 @@ async fn a_killed_database_gives_clear_errors_and_is_used_again_within_five_seco
     let (status, body) = until(Duration::from_secs(30), "a refusal", refused).await?;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{body}");
     assert!(body["detail"].is_string(), "{body}");
+    let outcome = load.stop().await;
+    // The ladder of 1.7 s is over several times, also for what was handed out last.
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    stack.postgres()?.start().await?;
+    let away = killed.elapsed();
+    let mut missing = Vec::new();
+    for id in &outcome.accepted {
+        if missing.len() < 3 && platform.completed(id, SETTLE).await.is_err() {
+            missing.push(id.as_str());
+        }
+    }
+    let mut dead = Vec::new();
+    for (service, subscription) in [
+        (&platform.conductor_box, "runs"),
+        (&platform.fabric_box, "results"),
+    ] {
+        let operator = Platform::operator_of(service).await?;
+        let letters = operator.dead_letters(subscription).list(10).await?;
+        dead.extend(letters.iter().map(|letter| format!("{letter:?}")));
+        operator.close().await;
+    }
+    eprintln!(
+        "twenty runs in {executing:?}; database away for {away:?}: {} accepted, {} refused, {} dead",
+        outcome.accepted.len(),
+        outcome.refused.len(),
+        dead.len()
+    );
+    assert_eq!(dead, [] as [String; 0]);
+    assert_eq!(missing, [] as [&str; 0], "accepted and never completed");
+    assert_eq!(
+        outcome.broken,
+        [] as [String; 0],
+        "every request is answered"
+    );
     Ok(())
 }

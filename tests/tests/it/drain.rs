@@ -4,9 +4,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use maestro_testkit::Stack;
-use maestro_tests::{Platform, Process};
+use maestro_tests::{Load, Platform, Process};
 
-use crate::load::Load;
 use crate::{BOOT, LADDER, SETTLE, STOP, binaries};
 
 /// How long the load runs before the signal.

@@ -6,14 +6,16 @@
     reason = "what a test expects is its message when it fails"
 )]
 
+mod catalogue;
 mod coherence;
 mod configuration;
 mod dedicated;
 mod drain;
-mod load;
 mod observe;
 mod provisioning;
+mod readme;
 mod secrets;
+mod soak;
 
 use std::path::PathBuf;
 use std::time::Duration;

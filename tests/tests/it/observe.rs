@@ -2,20 +2,11 @@
 
 use std::collections::HashMap;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use axum::Router;
-use axum::body::Bytes;
-use axum::extract::State;
-use axum::routing::post;
 use maestro_testkit::Stack;
-use maestro_tests::{Platform, http, until};
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-use opentelemetry_proto::tonic::common::v1::any_value::Value as AnyValue;
-use prost::Message;
-use reqwest::StatusCode;
+use maestro_tests::{Collector, Platform, Span, http, until};
 use serde_json::json;
 use tokio::process::Command;
 
@@ -24,103 +15,15 @@ use crate::{BOOT, LADDER, SETTLE, STOP, binaries};
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CLIENT: &str = "00f067aa0ba902b7";
 
-/// A span as it arrived.
-#[derive(Clone, Debug)]
-struct Span {
-    service: String,
-    name: String,
-    id: String,
-    parent: String,
-    trace: String,
-    attributes: HashMap<String, String>,
-}
-
-/// A collector that keeps what it is sent.
-#[derive(Clone, Default)]
-struct Collector(Arc<Mutex<Vec<Span>>>);
-
-impl Collector {
-    async fn listen(&self) -> Result<String> {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-        let url = format!("http://{}", listener.local_addr()?);
-        let app = Router::new()
-            .route("/v1/traces", post(collect))
-            .with_state(self.clone());
-        tokio::spawn(async move { axum::serve(listener, app).await });
-        Ok(url)
-    }
-
-    fn of_trace(&self, trace: &str) -> Vec<Span> {
-        let spans = self.0.lock().expect("no test panics with it");
-        spans
-            .iter()
-            .filter(|span| span.trace == trace)
-            .cloned()
-            .collect()
-    }
-}
-
-async fn collect(State(collector): State<Collector>, body: Bytes) -> StatusCode {
-    let Ok(request) = ExportTraceServiceRequest::decode(body) else {
-        return StatusCode::BAD_REQUEST;
-    };
-    let mut spans = collector.0.lock().expect("no test panics with it");
-    for resource in request.resource_spans {
-        let named = resource
-            .resource
-            .iter()
-            .flat_map(|resource| &resource.attributes);
-        let service = text(named.clone())
-            .remove("service.name")
-            .unwrap_or_default();
-        for span in resource
-            .scope_spans
-            .into_iter()
-            .flat_map(|scope| scope.spans)
-        {
-            spans.push(Span {
-                service: service.clone(),
-                name: span.name,
-                id: hex(&span.span_id),
-                parent: hex(&span.parent_span_id),
-                trace: hex(&span.trace_id),
-                attributes: text(span.attributes.iter()),
-            });
-        }
-    }
-    StatusCode::OK
-}
-
-fn text<'a>(
-    attributes: impl Iterator<Item = &'a opentelemetry_proto::tonic::common::v1::KeyValue>,
-) -> HashMap<String, String> {
-    attributes
-        .filter_map(|pair| match pair.value.as_ref()?.value.as_ref()? {
-            AnyValue::StringValue(value) => Some((pair.key.clone(), value.clone())),
-            other => Some((pair.key.clone(), format!("{other:?}"))),
-        })
-        .collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[expect(
     clippy::too_many_lines,
     reason = "one story from the client to the last effect"
 )]
 async fn one_trace_crosses_http_sql_outbox_broker_worker_sql_and_redis() -> Result<()> {
-    let collector = Collector::default();
-    let endpoint = collector.listen().await?;
+    let collector = Collector::start().await?;
     let stack = Stack::start().await?;
-    let settings = [LADDER, ("MAESTRO_TRACING_ENDPOINT", endpoint.as_str())];
+    let settings = [LADDER, ("MAESTRO_TRACING_ENDPOINT", collector.endpoint())];
     let mut platform = Platform::start(&stack, &binaries(), &settings).await?;
     platform.healthy(BOOT).await?;
     platform.define("smoke", 0).await?;
@@ -287,7 +190,10 @@ async fn a_real_prometheus_scrapes_both_services_without_a_warning() -> Result<(
             let Ok(answer) = client.get(&query).send().await else {
                 return Ok(None);
             };
-            let body: serde_json::Value = answer.json().await?;
+            // While it starts, Prometheus answers in plain words.
+            let Ok(body) = answer.json::<serde_json::Value>().await else {
+                return Ok(None);
+            };
             let found = body["data"]["result"].as_array().map_or(0, Vec::len);
             Ok((found == 2).then_some(()))
         },

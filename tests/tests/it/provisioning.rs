@@ -4,7 +4,10 @@ use maestro_config::provision::postgres::{self, RunIn, Step};
 use maestro_config::provision::{Passwords, ServiceResources};
 use maestro_config::{Secret, ServiceName};
 use maestro_testkit::{Service, Stack};
+use maestro_tests::until;
 use tokio_postgres::{Client, NoTls, Row};
+
+use crate::SETTLE;
 
 /// A service under awkward passwords, named after one test only.
 fn resources(service: &str, id: &str) -> ServiceResources {
@@ -201,7 +204,16 @@ async fn an_administrator_without_superuser_rights_provisions_too() {
     lesser.run(&postgres::service_steps(&resources)).await;
     lesser.run(&postgres::service_steps(&resources)).await;
     let authority = stack.postgres().unwrap().authority();
-    connect(resources.postgres_url(&authority).expose()).await;
+    drop(connect(resources.postgres_url(&authority).expose()).await);
+    // A lesser administrator may not end sessions of other roles, and this one ends a moment later.
+    until(SETTLE, "the end of the service's session", async || {
+        let open = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1";
+        let database = resources.database();
+        let open: i64 = superuser.client.query_one(open, &[&database]).await?.get(0);
+        Ok((open == 0).then_some(()))
+    })
+    .await
+    .unwrap();
     lesser.run(&postgres::drop_steps(&resources)).await;
     drop(lesser);
     let drop_admin = "DROP OWNED BY lesser_admin; DROP ROLE lesser_admin";

@@ -2,16 +2,21 @@
 
 use anyhow::Result;
 use maestro_testkit::Stack;
-use maestro_tests::Platform;
+use maestro_tests::{Collector, Platform};
 use reqwest::StatusCode;
 use serde_json::json;
 
 use crate::{BOOT, LADDER, SETTLE, STOP, binaries};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_password_appears_in_logs_metrics_health_or_error_responses() -> Result<()> {
+async fn no_password_appears_in_logs_metrics_traces_health_or_error_responses() -> Result<()> {
     let stack = Stack::start().await?;
-    let settings = [LADDER, ("MAESTRO_LOG_LEVEL", "trace")];
+    let collector = Collector::start().await?;
+    let settings = [
+        LADDER,
+        ("MAESTRO_LOG_LEVEL", "trace"),
+        ("MAESTRO_TRACING_ENDPOINT", collector.endpoint()),
+    ];
     let mut platform = Platform::start(&stack, &binaries(), &settings).await?;
     platform.healthy(BOOT).await?;
     platform.define("smoke", 0).await?;
@@ -52,6 +57,9 @@ async fn no_password_appears_in_logs_metrics_health_or_error_responses() -> Resu
     )?;
     shown += &platform.fabric.log()?;
     shown += &platform.conductor.log()?;
+    shown += &platform.fabric.refusals();
+    assert!(collector.spans() > 0, "no span arrived");
+    shown += &collector.wire();
 
     let passwords = platform.passwords();
     assert!(

@@ -67,5 +67,5 @@ const DEBOOTSTRAP: Program = Program {
     package: "debootstrap",
     files: &["/usr/sbin/debootstrap"],
     command: Some("debootstrap"),
-    in_container: false,
+    is_server: false,
 };

@@ -9,6 +9,7 @@ pub(crate) struct Report {
     step: u32,
     failed: Vec<String>,
     checks: u32,
+    printed: String,
 }
 
 impl Report {
@@ -18,35 +19,29 @@ impl Report {
             step: 0,
             failed: Vec::new(),
             checks: 0,
+            printed: String::new(),
         }
     }
 
     /// Announces the next step.
     pub(crate) fn step(&mut self, title: &str) {
         self.step += 1;
-        println!(
-            "\n{:>2}. {title}   [{}]",
-            self.step,
-            seconds(self.started.elapsed())
-        );
+        let at = seconds(self.started.elapsed());
+        self.print(&format!("\n{:>2}. {title}   [{at}]", self.step));
     }
 
     /// A figure worth seeing that nothing depends on.
-    #[expect(
-        clippy::unused_self,
-        reason = "a note belongs to the account, which need not change"
-    )]
-    pub(crate) fn note(&self, text: impl Display) {
-        println!("    · {text}");
+    pub(crate) fn note(&mut self, text: impl Display) {
+        self.print(&format!("    · {text}"));
     }
 
     /// A statement that must hold.
     pub(crate) fn check(&mut self, holds: bool, statement: impl Display) {
         self.checks += 1;
         if holds {
-            println!("    ✓ {statement}");
+            self.print(&format!("    ✓ {statement}"));
         } else {
-            println!("    ✗ {statement}");
+            self.print(&format!("    ✗ {statement}"));
             self.failed.push(format!("step {}: {statement}", self.step));
         }
     }
@@ -54,6 +49,16 @@ impl Report {
     /// True while everything held.
     pub(crate) fn holds(&self) -> bool {
         self.failed.is_empty()
+    }
+
+    /// Everything printed so far.
+    pub(crate) fn printed(&self) -> &str {
+        &self.printed
+    }
+
+    fn print(&mut self, line: &str) {
+        println!("{line}");
+        self.printed.push_str(line);
     }
 
     /// Prints the verdict; true when everything held.

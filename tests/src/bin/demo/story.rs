@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use maestro_messaging::Filter;
 use maestro_testkit::Stack;
-use maestro_tests::{Binaries, POLL, Platform, http, percentile, until};
+use maestro_tests::{Binaries, Collector, POLL, Platform, http, percentile, until};
 use reqwest::StatusCode;
 use serde_json::json;
 
@@ -49,7 +49,9 @@ pub(crate) async fn tell(keep: bool) -> Result<bool> {
     report.step(
         "Databases, users, key prefixes and permissions for two services, which start as processes",
     );
-    let mut platform = Platform::start(&stack, &binaries()?, &[LADDER]).await?;
+    let collector = Collector::start().await?;
+    let settings = [LADDER, ("MAESTRO_TRACING_ENDPOINT", collector.endpoint())];
+    let mut platform = Platform::start(&stack, &binaries()?, &settings).await?;
     let (fabric, conductor) = platform.healthy(BOOT).await?;
     report.check(
         true,
@@ -71,7 +73,7 @@ pub(crate) async fn tell(keep: bool) -> Result<bool> {
     if keep {
         linger(&platform, &report).await?;
     }
-    close(&mut platform, &mut report).await?;
+    close(&mut platform, &collector, &mut report).await?;
     Ok(report.verdict())
 }
 
@@ -312,7 +314,7 @@ impl Story<'_> {
 }
 
 /// Stops both services and looks for their passwords in everything they showed.
-async fn close(platform: &mut Platform, report: &mut Report) -> Result<()> {
+async fn close(platform: &mut Platform, collector: &Collector, report: &mut Report) -> Result<()> {
     let mut shown =
         platform.fabric.text("/metrics").await? + &platform.conductor.text("/metrics").await?;
     report.step("Both services are asked to stop (SIGTERM)");
@@ -327,9 +329,17 @@ async fn close(platform: &mut Platform, report: &mut Report) -> Result<()> {
             ),
         );
     }
+    report.check(
+        collector.spans() > 0,
+        format!("{} spans arrived at the collector", collector.spans()),
+    );
     report.step("No password was shown");
-    shown += &platform.fabric.log()?;
-    shown += &platform.conductor.log()?;
+    for service in [&platform.fabric, &platform.conductor] {
+        shown += &service.log()?;
+        shown += &service.refusals();
+    }
+    shown += &collector.wire();
+    shown += report.printed();
     let passwords = platform.passwords();
     let leaked = passwords
         .iter()
@@ -338,7 +348,7 @@ async fn close(platform: &mut Platform, report: &mut Report) -> Result<()> {
     report.check(
         leaked == 0 && !passwords.is_empty() && !shown.is_empty(),
         format!(
-            "{leaked} of {} passwords in {} KiB of logs and metrics",
+            "{leaked} of {} passwords in {} KiB of logs, metrics, traces, error responses and this output",
             passwords.len(),
             shown.len() / 1024
         ),

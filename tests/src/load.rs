@@ -4,43 +4,46 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use maestro_tests::{http, percentile};
+use crate::process::{http, percentile};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 /// What became of the requests of a [`Load`].
 #[derive(Debug, Default)]
-pub(crate) struct Outcome {
-    pub(crate) took: Vec<Duration>,
+pub struct Outcome {
+    /// How long each answer took.
+    pub took: Vec<Duration>,
     /// Ids of the runs whose submission was answered with 202.
-    pub(crate) accepted: Vec<String>,
+    pub accepted: Vec<String>,
     /// Answers other than 2xx, with their bodies.
-    pub(crate) refused: Vec<(StatusCode, Value)>,
+    pub refused: Vec<(StatusCode, Value)>,
     /// Requests that got no answer although the connection had been made.
-    pub(crate) broken: Vec<String>,
+    pub broken: Vec<String>,
 }
 
 impl Outcome {
-    pub(crate) fn p99(&mut self) -> Duration {
+    /// The time below which 99 of 100 answers came.
+    pub fn p99(&mut self) -> Duration {
         percentile(&mut self.took, 99)
     }
 }
 
 /// Tasks that send one request after the other until told to stop, or until nobody listens any more.
-pub(crate) struct Load {
+#[derive(Debug)]
+pub struct Load {
     stop: Arc<AtomicBool>,
     tasks: JoinSet<Outcome>,
 }
 
 impl Load {
     /// Reads `url` over and over.
-    pub(crate) fn reading(tasks: usize, url: &str) -> Self {
+    pub fn reading(tasks: usize, url: &str) -> Self {
         Self::start(tasks, &Method::GET, url, &Value::Null)
     }
 
     /// Submits runs of `suite` to `url` over and over.
-    pub(crate) fn submitting(tasks: usize, url: &str, suite: &str) -> Self {
+    pub fn submitting(tasks: usize, url: &str, suite: &str) -> Self {
         Self::start(
             tasks,
             &Method::POST,
@@ -52,8 +55,12 @@ impl Load {
     fn start(tasks: usize, method: &Method, url: &str, body: &Value) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let mut set = JoinSet::new();
+        // Made once, because reading the roots of trust takes longer than many requests. It opens as many
+        // connections as there are requests at a time.
+        let client = http();
         for _ in 0..tasks {
             set.spawn(press(
+                client.clone(),
                 method.clone(),
                 url.to_owned(),
                 body.clone(),
@@ -64,7 +71,7 @@ impl Load {
     }
 
     /// Stops and gives the account of all tasks.
-    pub(crate) async fn stop(self) -> Outcome {
+    pub async fn stop(self) -> Outcome {
         self.stop.store(true, Ordering::Relaxed);
         let mut total = Outcome::default();
         for outcome in self.tasks.join_all().await {
@@ -77,8 +84,13 @@ impl Load {
     }
 }
 
-async fn press(method: Method, url: String, body: Value, stop: Arc<AtomicBool>) -> Outcome {
-    let client = http();
+async fn press(
+    client: reqwest::Client,
+    method: Method,
+    url: String,
+    body: Value,
+    stop: Arc<AtomicBool>,
+) -> Outcome {
     let mut outcome = Outcome::default();
     while !stop.load(Ordering::Relaxed) {
         let mut request = client

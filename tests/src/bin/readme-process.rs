@@ -1,0 +1,3 @@
+//! The service of the README, exactly as printed there.
+
+include!(concat!(env!("OUT_DIR"), "/readme.rs"));

@@ -1,0 +1,81 @@
+//! `cargo xtask soak`.
+
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use clap::{Args, ValueEnum};
+
+use crate::failure::{Failure, Result};
+use crate::process::{self, announce};
+use crate::servers;
+use crate::workspace::Workspace;
+
+/// Drive one crate with random operations and random faults, and balance the books afterwards.
+///
+/// Brings servers of its own and kills, pauses and cuts them. Every fault is printed with its time;
+/// the same seed takes the same decisions. Exits with 0 only if the ledger, which is kept outside the
+/// SDK, balances. `cargo xtask test` runs a short share of each campaign with a fixed seed.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Which campaign
+    name: Campaign,
+
+    /// Where all random decisions come from
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+
+    /// How long faults are caused; what was begun is then finished and counted
+    #[arg(long, default_value_t = 1.0)]
+    minutes: f64,
+
+    /// How many times; of `drain`, for which --minutes plays no part [default: 500]
+    #[arg(long)]
+    rounds: Option<u32>,
+
+    #[command(flatten)]
+    servers: servers::Options,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Campaign {
+    /// SIGTERM at random moments under HTTP and message load
+    Drain,
+    /// Publish, consume and relay while the broker and replicas die
+    Messaging,
+    /// Futures of maestro-db dropped at random points, 10,000 and more
+    Db,
+    /// Two processes on one Redis, while networks, Redis and processes fail
+    Cache,
+}
+
+/// Runs the command.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let workspace = Workspace::load()?;
+    // A campaign kills its servers, so it never takes somebody else's.
+    let servers = options.servers.clone().own();
+    servers::make_available(&servers, servers::For::Servers)?;
+
+    announce("building the campaigns");
+    let started = Instant::now();
+    process::run(process::cargo().args(["build", "--bins", "--package", "maestro-tests"]))?;
+    announce(&format!("built in {}", process::elapsed(started.elapsed())));
+
+    let name = options.name.to_possible_value();
+    let name = name.as_ref().map_or("", |value| value.get_name());
+    let mut soak = Command::new(workspace.target.join("debug/soak"));
+    soak.current_dir(crate::workspace::root())
+        .args([name, "--seed", &options.seed.to_string()])
+        .args(["--minutes", &options.minutes.to_string()]);
+    if let Some(rounds) = options.rounds {
+        soak.args(["--rounds", &rounds.to_string()]);
+    }
+    if let Some(from) = servers.dev_services() {
+        soak.env("MAESTRO_DEV_SERVICES", from);
+    }
+    let status = process::status(&mut soak)?;
+    match status.code() {
+        Some(0) => Ok(ExitCode::SUCCESS),
+        Some(_) => Ok(ExitCode::FAILURE),
+        None => Err(Failure::new(format!("the campaign was ended: {status}"))),
+    }
+}
