@@ -217,13 +217,7 @@ impl Proxy {
                 }
                 client = accept(&door) => {
                     if let Ok(client) = client {
-                        let upstream = self.upstream.clone();
-                        let weather = self.weather.subscribe();
-                        let counted = Counted::new(Arc::clone(&self.counter));
-                        self.connections.spawn(async move {
-                            connect(client, upstream, weather).await;
-                            drop(counted);
-                        });
+                        self.take(client);
                     }
                 }
                 Some(_) = self.connections.join_next() => {}
@@ -265,6 +259,18 @@ impl Proxy {
 }
 
 impl Proxy {
+    /// The connection belongs to the age in which it was accepted, however late its task runs.
+    fn take(&mut self, client: TcpStream) {
+        let upstream = self.upstream.clone();
+        let weather = self.weather.subscribe();
+        let age = weather.borrow().age;
+        let counted = Counted::new(Arc::clone(&self.counter));
+        self.connections.spawn(async move {
+            connect(client, upstream, weather, age).await;
+            drop(counted);
+        });
+    }
+
     async fn reset(&mut self) {
         self.weather.send_modify(|weather| weather.age += 1);
         while self.connections.join_next().await.is_some() {}
@@ -291,10 +297,10 @@ async fn connect(
     mut client: TcpStream,
     upstream: (String, u16),
     mut weather: watch::Receiver<Weather>,
+    age: u64,
 ) {
     // Best effort: without it a small message may wait 40 ms for an acknowledgement.
     let _ = client.set_nodelay(true);
-    let age = weather.borrow_and_update().age;
     let mut clear = weather.clone();
     let mut server = None;
     let ended = tokio::select! {
@@ -375,5 +381,30 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A thread of tasks runs one after the other, so the connection's own task has not run yet.
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_reset_ends_a_connection_whose_task_has_not_run_yet() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut proxy = Proxy {
+            upstream: (address.ip().to_string(), address.port()),
+            address,
+            weather: watch::channel(Weather::default()).0,
+            connections: JoinSet::new(),
+            counter: Arc::default(),
+        };
+        let client = TcpStream::connect(address).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        proxy.take(accepted);
+        timeout(CONNECT, proxy.reset()).await.unwrap();
+        assert_eq!(proxy.counter.load(Ordering::Acquire), 0);
+        drop(client);
     }
 }
