@@ -1,6 +1,7 @@
 //! Scenarios over all crates, on real servers: two example services as processes, and what happens to
 //! them when a server dies, the other way round, or everything stops.
 
+pub mod canary;
 mod collector;
 mod load;
 mod platform;

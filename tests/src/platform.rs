@@ -10,6 +10,7 @@ use maestro_testkit::{Sandbox, Stack};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
+use crate::canary;
 use crate::process::{Process, until};
 
 /// Where the two services' programs are.
@@ -32,7 +33,15 @@ pub struct Platform {
     pub fabric: Process,
     /// Conductor.
     pub conductor: Process,
+    environments: Environments,
     logs: PathBuf,
+}
+
+/// What each service is started with.
+#[derive(Debug)]
+struct Environments {
+    fabric: canary::Environment,
+    conductor: canary::Environment,
 }
 
 /// Places for both services on the servers, before anything runs.
@@ -40,9 +49,19 @@ pub struct Platform {
 pub struct Provisioned {
     fabric: Sandbox,
     conductor: Sandbox,
+    environments: Environments,
 }
 
 impl Provisioned {
+    /// Sets every secret variable there is, each to a secret of its own.
+    pub fn with_canaries(mut self) -> Result<Self> {
+        self.environments = Environments {
+            fabric: canary::armed(self.environments.fabric)?,
+            conductor: canary::armed(self.environments.conductor)?,
+        };
+        Ok(self)
+    }
+
     /// Starts both services; they may not be ready yet.
     pub fn start(self, binaries: &Binaries, extra: &[(&str, &str)]) -> Result<Platform> {
         let name = format!(
@@ -53,10 +72,11 @@ impl Provisioned {
         let logs = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&logs)?;
         Ok(Platform {
-            fabric: fabric(binaries, &self.fabric, extra, &logs)?,
-            conductor: conductor(binaries, &self.conductor, extra, &logs)?,
+            fabric: fabric(binaries, &self.environments.fabric, extra, &logs)?,
+            conductor: conductor(binaries, &self.environments.conductor, extra, &logs)?,
             fabric_box: self.fabric,
             conductor_box: self.conductor,
+            environments: self.environments,
             logs,
         })
     }
@@ -67,7 +87,15 @@ impl Platform {
     pub async fn provision(stack: &Stack) -> Result<Provisioned> {
         let fabric = stack.sandbox("quality-fabric").await?;
         let conductor = fabric.neighbour("conductor").await?;
-        Ok(Provisioned { fabric, conductor })
+        let environments = Environments {
+            fabric: fabric.environment(),
+            conductor: conductor.environment(),
+        };
+        Ok(Provisioned {
+            fabric,
+            conductor,
+            environments,
+        })
     }
 
     /// Provisions both services and starts them; they may not be ready yet.
@@ -83,13 +111,13 @@ impl Platform {
 
     /// Starts Quality Fabric again in the same place, after it ended.
     pub fn restart_fabric(&mut self, binaries: &Binaries, extra: &[(&str, &str)]) -> Result<()> {
-        self.fabric = fabric(binaries, &self.fabric_box, extra, &self.logs)?;
+        self.fabric = fabric(binaries, &self.environments.fabric, extra, &self.logs)?;
         Ok(())
     }
 
     /// Starts the Conductor again in the same place, after it ended.
     pub fn restart_conductor(&mut self, binaries: &Binaries, extra: &[(&str, &str)]) -> Result<()> {
-        self.conductor = conductor(binaries, &self.conductor_box, extra, &self.logs)?;
+        self.conductor = conductor(binaries, &self.environments.conductor, extra, &self.logs)?;
         Ok(())
     }
 
@@ -149,16 +177,11 @@ impl Platform {
         Ok(Messaging::connect(config).await?)
     }
 
-    /// Every password either service was given.
-    pub fn passwords(&self) -> Vec<String> {
-        let mut found: Vec<String> = [&self.fabric_box, &self.conductor_box]
-            .into_iter()
-            .flat_map(Sandbox::direct_environment)
-            .filter_map(|(_, value)| url::Url::parse(&value).ok()?.password().map(str::to_owned))
-            .collect();
-        found.sort_unstable();
-        found.dedup();
-        found
+    /// Every secret of either service, by variable; an error unless it was started
+    /// [with canaries](Provisioned::with_canaries).
+    pub fn secrets(&self) -> Result<canary::Environment> {
+        let fabric = canary::secrets(&self.environments.fabric)?;
+        Ok([fabric, canary::secrets(&self.environments.conductor)?].concat())
     }
 
     /// Where the services' output is.
@@ -178,30 +201,27 @@ impl Drop for Platform {
 
 fn fabric(
     binaries: &Binaries,
-    place: &Sandbox,
+    environment: &canary::Environment,
     extra: &[(&str, &str)],
     logs: &Path,
 ) -> Result<Process> {
-    let settings = settings(place, extra);
+    let settings = settings(environment, extra);
     Process::start("quality-fabric", &binaries.fabric, &settings, logs)
 }
 
 fn conductor(
     binaries: &Binaries,
-    place: &Sandbox,
+    environment: &canary::Environment,
     extra: &[(&str, &str)],
     logs: &Path,
 ) -> Result<Process> {
-    let settings = settings(place, extra);
+    let settings = settings(environment, extra);
     Process::start("conductor", &binaries.conductor, &settings, logs)
 }
 
-fn settings(sandbox: &Sandbox, extra: &[(&str, &str)]) -> Vec<(String, String)> {
-    let mut pairs = sandbox.environment();
-    pairs.extend(
-        extra
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
-    );
-    pairs
+fn settings(environment: &canary::Environment, extra: &[(&str, &str)]) -> canary::Environment {
+    let extra = extra
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    environment.iter().cloned().chain(extra).collect()
 }
