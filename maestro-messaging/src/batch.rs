@@ -101,7 +101,7 @@ pub(crate) async fn work(desk: &Desk, deliveries: Vec<Incoming>, permit: OwnedSe
     }
     drop(permit);
     join_all(handled.into_iter().map(async |incoming| {
-        desk.settled(delivery::settle_ok(&desk.spec, incoming).await);
+        desk.handled(incoming).await;
     }))
     .await;
     for (incoming, failure) in unreadable {
@@ -111,7 +111,7 @@ pub(crate) async fn work(desk: &Desk, deliveries: Vec<Incoming>, permit: OwnedSe
         failed
             .into_iter()
             .map(async |(incoming, attempt, failure)| {
-                desk.settled(delivery::settle_failed(desk, incoming, attempt, &failure).await);
+                desk.failed(incoming, attempt, &failure).await;
             }),
     )
     .await;
@@ -155,6 +155,13 @@ async fn run(desk: &Desk, batch: &[Item]) -> Result<Vec<(usize, Undecodable)>, F
         messaging.destination.name = spec.queue,
         messaging.batch.message_count = batch.len(),
     );
+    if !span.is_disabled() {
+        for (_, envelope) in batch {
+            // One span has one parent: each message's trace gets one that the batch is linked to.
+            let context = envelope.context();
+            span.follows_from(context.span(|| received(&spec.queue, envelope)));
+        }
+    }
     let started = Instant::now();
     let in_flight = spec.metrics.in_flight.track();
     let mut bad = Vec::new();
@@ -190,6 +197,20 @@ async fn run(desk: &Desk, batch: &[Item]) -> Result<Vec<(usize, Undecodable)>, F
         });
     }
     outcome.map(|()| bad)
+}
+
+/// A message of a batch, in the trace of its publisher.
+fn received(queue: &str, envelope: &Envelope) -> tracing::Span {
+    tracing::info_span!(
+        "receive",
+        otel.name = envelope.event_type,
+        otel.kind = "consumer",
+        messaging.system = "rabbitmq",
+        messaging.operation.name = "receive",
+        messaging.operation.r#type = "receive",
+        messaging.destination.name = queue,
+        messaging.message.id = %envelope.message_id,
+    )
 }
 
 fn sort(

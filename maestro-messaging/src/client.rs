@@ -212,10 +212,9 @@ impl Inner {
             ));
         }
         let spec = Arc::new(spec);
-        let (consumer, task) =
-            crate::subscription::spawn(&spec.queue, &spec.dead_letter_queue, |state, drain| {
-                ConsumerTask::new(Arc::clone(self), Arc::clone(&spec), state, drain)
-            });
+        let (consumer, task) = crate::subscription::spawn(&spec, |state, drain| {
+            ConsumerTask::new(Arc::clone(self), Arc::clone(&spec), state, drain)
+        });
         consumers.push(Running {
             consumer: consumer.clone(),
             task,

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures_util::future::BoxFuture;
+use maestro_metrics::Tracked;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -17,6 +18,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::amqp::chain;
+use crate::attendance::Attendance;
 use crate::backoff::Backoff;
 use crate::batch::{self, BatchHandler};
 use crate::client::Inner;
@@ -24,13 +26,14 @@ use crate::delivery::{self, Desk};
 use crate::error::{Error, ErrorKind};
 use crate::foreign::Foreign;
 use crate::handler::ErasedHandler;
+use crate::headers;
 use crate::in_flight::InFlight;
 use crate::intake::{Handling, Intake, Job};
 use crate::metrics::QueueMetrics;
 use crate::ordered;
 use crate::subscription::{ConsumerState, Drained};
 use crate::topology::{Binding, Topology};
-use crate::transport::Deliveries;
+use crate::transport::{Deliveries, Incoming};
 use crate::trouble::Trouble;
 
 /// Everything a subscription is, valid once.
@@ -44,7 +47,10 @@ pub(crate) struct Spec {
     /// Of a subscription that handles in batches, which has no other handler.
     pub(crate) batch: Option<(&'static str, BatchHandler)>,
     pub(crate) handling: Handling,
+    /// In order: an event that failed on every attempt is tried on, while its key waits.
+    pub(crate) parks_keys: bool,
     pub(crate) in_flight: InFlight,
+    pub(crate) attendance: Attendance,
     pub(crate) prefetch: u16,
     pub(crate) concurrency: usize,
     pub(crate) handler_timeout: Duration,
@@ -160,8 +166,13 @@ impl ConsumerTask {
 
     /// Consumes on one channel until it ends or the subscription is drained.
     async fn consume(&mut self, mut deliveries: Box<dyn Deliveries>) -> End {
-        let mut foreign = Foreign::new(&self.inner, &self.spec);
+        let foreign = Foreign::new(&self.inner, &self.spec);
         self.show(foreign.missing());
+        let mut foreign = Box::pin(foreign.progress());
+        let attendance = self.spec.attendance.clone();
+        attendance.begin();
+        let missed = attendance.missed();
+        tokio::pin!(missed);
         let mut alive = tokio::time::interval(ALIVE_EVERY);
         let mut slots: Option<BoxFuture<'static, OwnedSemaphorePermit>> = None;
         loop {
@@ -183,8 +194,9 @@ impl ConsumerTask {
                     self.start(permit);
                 }
                 delivery = deliveries.next(), if self.intake.wants_more() => match delivery {
-                    Some(Ok(incoming)) => {
+                    Some(Ok(mut incoming)) => {
                         self.spec.metrics.consumed.increment();
+                        incoming.held = self.hold(&incoming);
                         self.intake.add(incoming, Instant::now());
                     }
                     Some(Err(error)) => return End::Lost(format!("{error}: {}", chain(&error))),
@@ -200,7 +212,14 @@ impl ConsumerTask {
                     // starting over delivers its message again and frees its key.
                     Err(error) => return End::Lost(format!("a handler's task ended: {error}")),
                 },
-                missing = foreign.progress() => self.show(missing),
+                (left, missing) = &mut foreign => {
+                    foreign.set(left.progress());
+                    self.show(missing);
+                }
+                () = &mut missed => {
+                    deliveries.close().await;
+                    return End::Lost("the broker does not know of it: its queue went without a word".to_owned());
+                }
                 () = until(due) => {}
                 _ = alive.tick() => {
                     if !deliveries.is_alive() {
@@ -278,6 +297,13 @@ impl ConsumerTask {
                 });
             }
         }
+    }
+
+    /// Counts a delivery of a tenant until it is settled.
+    fn hold(&self, incoming: &Incoming) -> Option<Tracked> {
+        let headers = incoming.properties.headers().as_ref()?;
+        let tenant = headers::text(headers, headers::TENANT)?;
+        Some(self.spec.metrics.hold(&tenant))
     }
 
     fn alive(&mut self) {

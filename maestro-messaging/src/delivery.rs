@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use parking_lot::Mutex;
@@ -12,15 +12,12 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::amqp::chain;
-use crate::backoff::Backoff;
 use crate::client::Inner;
 use crate::consumer::{Spec, age};
 use crate::envelope::{CAUSE, Envelope};
-use crate::error::{Error, ErrorKind};
 use crate::handler::{HandlerError, MessageContext, Reaction};
-use crate::retry::{self, DeadReason, Failure, Route};
-use crate::transport::{Incoming, Outgoing};
+use crate::retry::{DeadReason, Failure};
+use crate::transport::Incoming;
 use crate::trouble::Trouble;
 
 /// What every handler's task works with.
@@ -53,19 +50,6 @@ impl Desk {
             last,
         )
     }
-
-    /// Says what could not be settled: the broker delivers it again, here or elsewhere.
-    pub(crate) fn settled(&self, settled: Result<(), Error>) {
-        if let Err(error) = settled {
-            self.spec.metrics.unsettled.increment();
-            tracing::warn!(
-                queue = self.spec.queue,
-                error = %error,
-                cause = %chain(&error),
-                "a delivery could not be settled; it will come again"
-            );
-        }
-    }
 }
 
 /// Handles and settles one delivery. The permit is given back when the handler has ended: settling
@@ -75,24 +59,24 @@ pub(crate) async fn work(desk: &Desk, incoming: Incoming, permit: OwnedSemaphore
         Ok(envelope) => envelope,
         Err(failure) => {
             drop(permit);
-            return desk.settled(settle_failed(desk, incoming, 0, &failure).await);
+            return desk.failed(incoming, 0, &failure).await;
         }
     };
     let Some(mut turn) = desk.spec.in_flight.enter(envelope.message_id).await else {
         drop(permit);
-        return desk.settled(settle_ok(&desk.spec, incoming).await);
+        return desk.handled(incoming).await;
     };
     let attempt = envelope.attempt;
     let outcome = handle(desk, &incoming, envelope).await;
     drop(permit);
     desk.note(&outcome);
-    desk.settled(match outcome {
+    match outcome {
         Ok(()) => {
             turn.succeeded();
-            settle_ok(&desk.spec, incoming).await
+            desk.handled(incoming).await;
         }
-        Err(failure) => settle_failed(desk, incoming, attempt, &failure).await,
-    });
+        Err(failure) => desk.failed(incoming, attempt, &failure).await,
+    }
 }
 
 /// Reads the metadata of a delivery.
@@ -185,144 +169,3 @@ pub(crate) fn failure(spec: &Spec, outcome: Outcome, took: Duration) -> Option<F
     metric.observe_duration(took);
     failure
 }
-
-pub(crate) async fn settle_ok(spec: &Spec, incoming: Incoming) -> Result<(), Error> {
-    incoming.settle.ack().await?;
-    spec.metrics.acked.increment();
-    Ok(())
-}
-
-/// Copies the message to where it goes, waits for the confirm, and only then acknowledges: a crash
-/// between the two leaves two, never none.
-pub(crate) async fn settle_failed(
-    desk: &Desk,
-    incoming: Incoming,
-    attempt: u32,
-    failure: &Failure,
-) -> Result<(), Error> {
-    let Desk {
-        inner, spec, drain, ..
-    } = desk;
-    let service = inner.service();
-    let origin = retry::origin(
-        &incoming.properties,
-        &incoming.exchange,
-        &incoming.routing_key,
-    );
-    let now = SystemTime::now();
-    let (exchange, routing_key, properties, done) =
-        match retry::route(failure, attempt, inner.config.retry_delays()) {
-            Route::Rung { delay, attempt } => (
-                retry::rung(service, delay),
-                spec.queue.as_str(),
-                retry::retried(&incoming.properties, &origin, attempt, now),
-                &spec.metrics.retried,
-            ),
-            Route::Dead(reason) => {
-                tracing::error!(
-                    queue = spec.queue,
-                    reason = reason.as_str(),
-                    message_id = incoming
-                        .properties
-                        .message_id()
-                        .as_ref()
-                        .map(tracing::field::display),
-                    error_type = failure.error_type,
-                    error = failure.message,
-                    "a message goes to the dead-letter queue"
-                );
-                let attempts = attempt.saturating_add(u32::from(
-                    reason == DeadReason::Exhausted || reason == DeadReason::Poison,
-                ));
-                (
-                    service.direct_exchange(),
-                    spec.dead_letter_queue.as_str(),
-                    retry::dead(
-                        &incoming.properties,
-                        &origin,
-                        attempts,
-                        reason,
-                        failure,
-                        &inner.config.identity,
-                        now,
-                    ),
-                    &spec.metrics.dead_lettered,
-                )
-            }
-            Route::Back => {
-                pause(drain, Duration::from_secs(1)).await;
-                spec.metrics.returned.increment();
-                return incoming.settle.requeue().await;
-            }
-        };
-    let copy = Arc::new(Outgoing {
-        exchange: exchange.as_str().into(),
-        routing_key: routing_key.into(),
-        properties,
-        body: incoming.body.clone(),
-    });
-    match send_copy(inner, spec, drain, copy).await {
-        Ok(()) => {
-            incoming.settle.ack().await?;
-            done.increment();
-            Ok(())
-        }
-        Err(error) => {
-            tracing::warn!(
-                queue = spec.queue,
-                error = %error,
-                cause = %chain(&error),
-                "the copy of a failed message was not stored; the message goes back to its queue"
-            );
-            spec.metrics.returned.increment();
-            incoming.settle.requeue().await
-        }
-    }
-}
-
-/// Publishes a copy until the broker has it; the delivery is held meanwhile, which slows the
-/// subscription down by itself. Given up after some tries, or on drain.
-async fn send_copy(
-    inner: &Arc<Inner>,
-    spec: &Spec,
-    drain: &CancellationToken,
-    copy: Arc<Outgoing>,
-) -> Result<(), Error> {
-    let mut backoff = Backoff::new(Duration::from_millis(250), Duration::from_secs(5));
-    loop {
-        let deadline = Instant::now() + inner.config.confirm_timeout;
-        let sent = match inner.broker.send(Arc::clone(&copy), deadline).await {
-            Ok(pending) => pending.await,
-            Err(error) => Err(error),
-        };
-        let error = match sent {
-            Ok(stored) if stored.routed => return Ok(()),
-            Ok(_) => {
-                // Somebody deleted a rung or the dead-letter queue: put it back.
-                let missing = Error::new(
-                    ErrorKind::Unroutable,
-                    format!("publishing to `{}`: its queue is gone", copy.exchange),
-                );
-                match inner.broker.declare(&spec.topology).await {
-                    Ok(()) => missing,
-                    Err(error) => error,
-                }
-            }
-            Err(error) => error,
-        };
-        if backoff.attempts() >= COPY_ATTEMPTS || drain.is_cancelled() {
-            return Err(error);
-        }
-        pause(drain, backoff.next()).await;
-    }
-}
-
-pub(crate) async fn pause(drain: &CancellationToken, time: Duration) {
-    tokio::select! {
-        () = drain.cancelled() => {}
-        () = tokio::time::sleep(time) => {}
-    }
-}
-
-/// Beyond this the message is better back in its queue: another replica may reach the broker.
-const COPY_ATTEMPTS: u32 = 5;

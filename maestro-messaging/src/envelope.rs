@@ -177,6 +177,21 @@ impl Envelope {
     }
 }
 
+/// The context in the headers of a message, for a span of its own: nothing of it is required.
+pub(crate) fn context(properties: &BasicProperties) -> Context {
+    let Some(table) = properties.headers() else {
+        return Context::new();
+    };
+    Context::extract(|name| match name {
+        maestro_metrics::TENANT_ID => headers::text(table, headers::TENANT),
+        maestro_metrics::CORRELATION_ID => properties
+            .correlation_id()
+            .as_ref()
+            .map(ToString::to_string),
+        other => headers::text(table, other),
+    })
+}
+
 /// Why a message cannot be read; it goes to the dead-letter queue at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]

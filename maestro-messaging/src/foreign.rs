@@ -42,9 +42,9 @@ impl Foreign {
         ))
     }
 
-    /// Tries what is open; resolves when something changed. Dropping it loses nothing: binding
-    /// twice is binding once.
-    pub(crate) async fn progress(&mut self) -> Option<String> {
+    /// Tries what is open; resolves when something changed, with what is still missing. It takes
+    /// several round trips: a caller that has other things to do goes on polling the same future.
+    pub(crate) async fn progress(mut self) -> (Self, Option<String>) {
         loop {
             if self.open.is_empty() && self.retired.is_empty() {
                 return std::future::pending().await;
@@ -77,7 +77,8 @@ impl Foreign {
             }
             self.next = Instant::now() + self.backoff.next();
             if self.open.len() + self.retired.len() != before {
-                return self.missing();
+                let missing = self.missing();
+                return (self, missing);
             }
         }
     }

@@ -48,6 +48,7 @@
 
 mod address;
 mod amqp;
+mod attendance;
 mod backoff;
 mod batch;
 mod broadcast;
@@ -85,6 +86,7 @@ mod ordered;
 pub mod outbox;
 mod publish;
 mod retry;
+mod settlement;
 mod subscription;
 mod topology;
 mod transport;

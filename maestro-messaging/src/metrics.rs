@@ -1,6 +1,10 @@
 //! The crate's metric catalogue, declared once as data.
 
-use maestro_metrics::{Catalogue, Counter, Family, Gauge, Histogram, Metric, Registry};
+use std::time::Duration;
+
+use maestro_metrics::{Catalogue, Counter, Family, Gauge, Histogram, Metric, Registry, Tracked};
+
+use crate::error::Error;
 
 const SENT: Metric<Counter, 3> = Metric::counter(
     "messaging_client_sent_messages_total",
@@ -82,7 +86,13 @@ const DLQ_DEPTH: Metric<Gauge, 1> = Metric::gauge(
     "Messages in a dead-letter queue of this service.",
 )
 .labels(["queue"]);
-
+const BACKLOG: Metric<Gauge, 2> = Metric::gauge(
+    "maestro_messaging_backlog",
+    "Deliveries of a tenant that this process holds and has not settled, by queue, for the busiest \
+     tenants: whose messages wait or are retried. What waits in the broker has no tenant to it.",
+)
+.labels(["queue", "tenant"])
+.top("tenant", 20);
 const OUTBOX_DEPTH: Metric<Gauge> = Metric::gauge(
     "maestro_messaging_outbox_depth",
     "Events written down and not published yet, scheduled ones aside; counted up to 100,000.",
@@ -124,6 +134,7 @@ pub const CATALOGUE: Catalogue = Catalogue::new(
         LAG.describe(),
         DEPTH.describe(),
         DLQ_DEPTH.describe(),
+        BACKLOG.describe(),
         OUTBOX_DEPTH.describe(),
         OUTBOX_AGE.describe(),
         SAGA_AGE.describe(),
@@ -136,8 +147,8 @@ pub const CATALOGUE: Catalogue = Catalogue::new(
 #[derive(Debug)]
 pub(crate) struct Metrics {
     sent: Family<Counter, 3>,
-    pub(crate) published: Counter,
-    pub(crate) publish_duration: Histogram,
+    published: Counter,
+    publish_duration: Histogram,
     pub(crate) unrouted: Family<Counter, 1>,
     consumed: Family<Counter, 2>,
     process_duration: Family<Histogram, 3>,
@@ -149,6 +160,7 @@ pub(crate) struct Metrics {
     lag: Family<Gauge, 1>,
     depth: Family<Gauge, 1>,
     dlq_depth: Family<Gauge, 1>,
+    backlog: Family<Gauge, 2>,
     #[cfg(feature = "outbox")]
     pub(crate) outbox_depth: Gauge,
     #[cfg(feature = "outbox")]
@@ -189,6 +201,7 @@ impl Metrics {
             lag: registry.family(&LAG),
             depth: registry.family(&DEPTH),
             dlq_depth: registry.family(&DLQ_DEPTH),
+            backlog: registry.family(&BACKLOG),
             #[cfg(feature = "outbox")]
             outbox_depth: registry.metric(&OUTBOX_DEPTH),
             #[cfg(feature = "outbox")]
@@ -203,10 +216,16 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn publish_failed(&self, error_type: &str) {
-        self.sent
-            .with([SYSTEM, &self.events_exchange, error_type])
-            .increment();
+    /// A publish has ended, well or with this error.
+    pub(crate) fn publish_ended(&self, took: Duration, error: Option<&Error>) {
+        self.publish_duration.observe_duration(took);
+        match error {
+            None => self.published.increment(),
+            Some(error) => self
+                .sent
+                .with([SYSTEM, &self.events_exchange, error.kind().as_str()])
+                .increment(),
+        }
     }
 
     pub(crate) fn queue(&self, queue: &str, dead: &str) -> QueueMetrics {
@@ -228,6 +247,8 @@ impl Metrics {
             lag: self.lag.with([queue]),
             depth: self.depth.with([queue]),
             dlq_depth: self.dlq_depth.with([dead]),
+            backlog: self.backlog.clone(),
+            name: queue.into(),
         }
     }
 }
@@ -250,6 +271,16 @@ pub(crate) struct QueueMetrics {
     pub(crate) lag: Gauge,
     pub(crate) depth: Gauge,
     pub(crate) dlq_depth: Gauge,
+    backlog: Family<Gauge, 2>,
+    /// Of the queue.
+    name: Box<str>,
+}
+
+impl QueueMetrics {
+    /// A delivery of a tenant is held, until the guard is dropped.
+    pub(crate) fn hold(&self, tenant: &str) -> Tracked {
+        self.backlog.with([&self.name, tenant]).track()
+    }
 }
 
 const SYSTEM: &str = "rabbitmq";

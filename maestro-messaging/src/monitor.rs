@@ -43,7 +43,9 @@ async fn depths(inner: &Inner) {
         let dead = &consumer.dead_letter_queue;
         let metrics = inner.metrics.queue(queue, dead);
         // A queue that cannot be counted keeps its last value; the consumer reports the reason.
-        if let Ok((ready, _)) = inner.broker.count(queue).await {
+        let counted = inner.broker.count(queue).await;
+        consumer.attendance.counted(&counted);
+        if let Ok((ready, _)) = counted {
             metrics.depth.set(ready as f64);
         }
         if let Ok((ready, _)) = inner.broker.count(dead).await {

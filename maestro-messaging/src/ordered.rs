@@ -8,7 +8,8 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::delivery::{self, Desk};
 use crate::envelope::Envelope;
-use crate::retry::{Route, route};
+use crate::retry::{DeadReason, Route, route};
+use crate::settlement;
 use crate::transport::Incoming;
 
 /// Handles one delivery until it succeeds or is given up. While it waits for a retry, its key waits
@@ -18,7 +19,7 @@ pub(crate) async fn work(desk: &Desk, incoming: Incoming, permit: OwnedSemaphore
         Ok(envelope) => envelope,
         Err(failure) => {
             drop(permit);
-            return desk.settled(delivery::settle_failed(desk, incoming, 0, &failure).await);
+            return desk.failed(incoming, 0, &failure).await;
         }
     };
     let mut permit = Some(permit);
@@ -27,20 +28,23 @@ pub(crate) async fn work(desk: &Desk, incoming: Incoming, permit: OwnedSemaphore
         desk.note(&outcome);
         drop(permit.take());
         let failure = match outcome {
-            Ok(()) => return desk.settled(delivery::settle_ok(&desk.spec, incoming).await),
+            Ok(()) => return desk.handled(incoming).await,
             Err(failure) => failure,
         };
         let rungs = desk.inner.config.retry_delays();
         let (wait, attempt) = match route(&failure, envelope.attempt, rungs) {
             Route::Rung { delay, attempt } => (delay, attempt),
             Route::Back => (WITHOUT_RUNGS, envelope.attempt),
+            Route::Dead(DeadReason::Exhausted) if desk.spec.parks_keys => {
+                let longest = rungs.iter().max().copied();
+                (longest.unwrap_or(WITHOUT_RUNGS), envelope.attempt)
+            }
             Route::Dead(_) => {
                 let attempt = envelope.attempt;
-                return desk
-                    .settled(delivery::settle_failed(desk, incoming, attempt, &failure).await);
+                return desk.failed(incoming, attempt, &failure).await;
             }
         };
-        delivery::pause(&desk.drain, wait).await;
+        settlement::pause(&desk.drain, wait).await;
         if desk.drain.is_cancelled() {
             // Unsettled: it returns to its place in the queue with the channel.
             return;
@@ -54,5 +58,5 @@ pub(crate) async fn work(desk: &Desk, incoming: Incoming, permit: OwnedSemaphore
     }
 }
 
-/// The pause of an outage where no rungs are configured.
+/// The pause where no rungs are configured.
 const WITHOUT_RUNGS: Duration = Duration::from_secs(1);

@@ -99,18 +99,7 @@ async fn publish<E: Event>(
     options: Options,
 ) -> Result<Receipt, Error> {
     let inner = messaging.inner();
-    let span = tracing::info_span!(
-        "publish",
-        otel.name = E::TYPE,
-        otel.kind = "producer",
-        otel.status_code = tracing::field::Empty,
-        messaging.system = "rabbitmq",
-        messaging.operation.name = "publish",
-        messaging.operation.r#type = "send",
-        messaging.destination.name = inner.exchange.as_str(),
-        messaging.rabbitmq.destination.routing_key = E::TYPE,
-        messaging.message.id = tracing::field::Empty,
-    );
+    let span = span(&inner.exchange, E::TYPE);
     let started = Instant::now();
     let deadline = started + options.deadline.unwrap_or(inner.config.confirm_timeout);
     let result = async {
@@ -133,22 +122,31 @@ async fn publish<E: Event>(
     }
     .instrument(span.clone())
     .await;
-    inner
-        .metrics
-        .publish_duration
-        .observe_duration(started.elapsed());
-    match &result {
-        Ok(_) => inner.metrics.published.increment(),
-        Err(error) => {
-            span.record("otel.status_code", "ERROR");
-            inner.metrics.publish_failed(error.kind().as_str());
-        }
+    if result.is_err() {
+        span.record("otel.status_code", "ERROR");
     }
+    let metrics = &inner.metrics;
+    metrics.publish_ended(started.elapsed(), result.as_ref().err());
     result
 }
 
-/// Publishes many at once: all are in flight together, within the window.
+/// Publishes many at once: all are in flight together, within the window, under one span.
 pub(crate) async fn publish_batch<'e, E: Event>(
+    messaging: &Messaging,
+    events: impl Iterator<Item = &'e E> + Send,
+) -> Vec<Result<Receipt, Error>> {
+    let span = span(&messaging.inner().exchange, E::TYPE);
+    let receipts = publish_all(messaging, events)
+        .instrument(span.clone())
+        .await;
+    span.record("messaging.batch.message_count", receipts.len());
+    if receipts.iter().any(Result::is_err) {
+        span.record("otel.status_code", "ERROR");
+    }
+    receipts
+}
+
+async fn publish_all<'e, E: Event>(
     messaging: &Messaging,
     events: impl Iterator<Item = &'e E> + Send,
 ) -> Vec<Result<Receipt, Error>> {
@@ -156,6 +154,7 @@ pub(crate) async fn publish_batch<'e, E: Event>(
     let deadline = Instant::now() + inner.config.confirm_timeout;
     let mut pending = Vec::with_capacity(events.size_hint().0);
     for event in events {
+        let started = Instant::now();
         let sent = match prepare(inner.service(), event, None) {
             Ok((envelope, outgoing)) => inner
                 .broker
@@ -164,10 +163,10 @@ pub(crate) async fn publish_batch<'e, E: Event>(
                 .map(|answer| (envelope.message_id, answer)),
             Err(error) => Err(error),
         };
-        pending.push(sent);
+        pending.push((started, sent));
     }
     let mut receipts = Vec::with_capacity(pending.len());
-    for sent in pending {
+    for (started, sent) in pending {
         let result = match sent {
             Ok((id, answer)) => match answer.await {
                 Ok(stored) => receipt::<E>(messaging, id, stored, false),
@@ -175,13 +174,28 @@ pub(crate) async fn publish_batch<'e, E: Event>(
             },
             Err(error) => Err(error),
         };
-        match &result {
-            Ok(_) => inner.metrics.published.increment(),
-            Err(error) => inner.metrics.publish_failed(error.kind().as_str()),
-        }
+        let metrics = &inner.metrics;
+        metrics.publish_ended(started.elapsed(), result.as_ref().err());
         receipts.push(result);
     }
     receipts
+}
+
+/// The span of a publish, in the context of the work in hand.
+pub(crate) fn span(exchange: &str, event_type: &str) -> tracing::Span {
+    tracing::info_span!(
+        "publish",
+        otel.name = event_type,
+        otel.kind = "producer",
+        otel.status_code = tracing::field::Empty,
+        messaging.system = "rabbitmq",
+        messaging.operation.name = "publish",
+        messaging.operation.r#type = "send",
+        messaging.destination.name = exchange,
+        messaging.rabbitmq.destination.routing_key = event_type,
+        messaging.message.id = tracing::field::Empty,
+        messaging.batch.message_count = tracing::field::Empty,
+    )
 }
 
 /// Encodes an event in the context of the work in hand.

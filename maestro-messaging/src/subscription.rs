@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::attendance::Attendance;
 use crate::batch::{self, BatchHandler, Received};
 use crate::client::Messaging;
 use crate::consumer::{ConsumerTask, Spec};
@@ -51,6 +52,7 @@ pub struct Subscription {
     events: Vec<(ServiceName, String)>,
     retired: Vec<(ServiceName, String)>,
     options: QueueOptions,
+    parks_keys: bool,
     prefetch: u16,
     concurrency: usize,
     handler_timeout: Duration,
@@ -70,6 +72,7 @@ impl Subscription {
             events: Vec::new(),
             retired: Vec::new(),
             options: QueueOptions::default(),
+            parks_keys: false,
             prefetch: config.prefetch,
             concurrency: config.concurrency,
             handler_timeout: config.handler_timeout,
@@ -89,16 +92,7 @@ impl Subscription {
         F: Fn(E, MessageContext) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<(), HandlerError>> + Send + 'static,
     {
-        const {
-            assert!(
-                is_event_type(E::TYPE),
-                "an event's TYPE is `<noun>.<past-participle>.v<major>`, such as `order.placed.v1`"
-            );
-        }
-        match publisher.parse() {
-            Ok(publisher) => self.events.push((publisher, E::TYPE.to_owned())),
-            Err(error) => self.note(&format!("its publisher {error}")),
-        }
+        self.receive::<E>(publisher);
         if self.handlers.insert(E::TYPE, erase(handler)).is_some() {
             self.note(&format!("two handlers for `{}`", E::TYPE));
         }
@@ -115,16 +109,7 @@ impl Subscription {
         F: Fn(Vec<Received<E>>) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<(), HandlerError>> + Send + 'static,
     {
-        const {
-            assert!(
-                is_event_type(E::TYPE),
-                "an event's TYPE is `<noun>.<past-participle>.v<major>`, such as `order.placed.v1`"
-            );
-        }
-        match publisher.parse() {
-            Ok(publisher) => self.events.push((publisher, E::TYPE.to_owned())),
-            Err(error) => self.note(&format!("its publisher {error}")),
-        }
+        self.receive::<E>(publisher);
         if self
             .batch
             .replace((E::TYPE, batch::erase(handler)))
@@ -156,6 +141,15 @@ impl Subscription {
     /// without it. Part of the queue's arguments: changing it later needs a new queue.
     pub fn ordered(mut self) -> Self {
         self.options.ordered = true;
+        self
+    }
+
+    /// Keeps a key waiting whose event failed on every attempt, instead of going on without it: the
+    /// event is tried again after the longest delay until it succeeds, events of other keys pass. What
+    /// waits counts against the [`prefetch`](Self::prefetch): with that many waiting, all wait. Only
+    /// [`ordered`](Self::ordered); what the handler calls poison is dead nevertheless.
+    pub fn park_keys(mut self) -> Self {
+        self.parks_keys = true;
         self
     }
 
@@ -223,6 +217,9 @@ impl Subscription {
             (true, None, _) => "it handles no event; add `.on(…)`",
             (false, Some(_), _) => "it has a batch handler and others; make it two subscriptions",
             (_, Some(_), true) => "a batch has no order of keys; take one of the two",
+            _ if self.parks_keys && !self.options.ordered => {
+                "keys are parked where they are ordered"
+            }
             _ => "",
         };
         if !wrong.is_empty() {
@@ -270,12 +267,27 @@ impl Subscription {
             handlers: self.handlers,
             batch: self.batch,
             handling,
+            parks_keys: self.parks_keys,
             in_flight: InFlight::default(),
+            attendance: Attendance::new(),
             prefetch: self.prefetch,
             concurrency: self.concurrency.min(usize::from(self.prefetch)),
             handler_timeout: self.handler_timeout,
         };
         inner.start_consumer(spec)
+    }
+
+    fn receive<E: Event>(&mut self, publisher: &str) {
+        const {
+            assert!(
+                is_event_type(E::TYPE),
+                "an event's TYPE is `<noun>.<past-participle>.v<major>`, such as `order.placed.v1`"
+            );
+        }
+        match publisher.parse() {
+            Ok(publisher) => self.events.push((publisher, E::TYPE.to_owned())),
+            Err(error) => self.note(&format!("its publisher {error}")),
+        }
     }
 
     fn note(&mut self, problem: &str) {
@@ -319,6 +331,7 @@ pub enum ConsumerState {
 pub struct Consumer {
     pub(crate) queue: Arc<str>,
     pub(crate) dead_letter_queue: Arc<str>,
+    pub(crate) attendance: Attendance,
     pub(crate) state: watch::Receiver<ConsumerState>,
     pub(crate) drain: CancellationToken,
     pub(crate) done: watch::Receiver<Option<Drained>>,
@@ -371,8 +384,7 @@ impl Consumer {
 
 /// Runs a consumer's task and gives its handle.
 pub(crate) fn spawn(
-    queue: &str,
-    dead_letter_queue: &str,
+    spec: &Spec,
     task: impl FnOnce(watch::Sender<ConsumerState>, CancellationToken) -> ConsumerTask,
 ) -> (Consumer, JoinHandle<()>) {
     let (state, watching) = watch::channel(ConsumerState::Starting);
@@ -384,8 +396,9 @@ pub(crate) fn spawn(
         finished.send_replace(Some(drained));
     });
     let consumer = Consumer {
-        queue: queue.into(),
-        dead_letter_queue: dead_letter_queue.into(),
+        queue: spec.queue.as_str().into(),
+        dead_letter_queue: spec.dead_letter_queue.as_str().into(),
+        attendance: spec.attendance.clone(),
         state: watching,
         drain,
         done,

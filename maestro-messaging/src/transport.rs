@@ -13,6 +13,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use lapin::BasicProperties;
 use lapin::types::ShortString;
+use maestro_metrics::Tracked;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -271,4 +272,6 @@ pub(crate) struct Incoming {
     pub(crate) properties: BasicProperties,
     pub(crate) body: Bytes,
     pub(crate) settle: Settle,
+    /// Counts it as held by its subscription for as long as it is.
+    pub(crate) held: Option<Tracked>,
 }

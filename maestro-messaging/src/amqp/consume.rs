@@ -70,6 +70,7 @@ impl Consuming {
                     Arc::clone(&self.on) as Arc<dyn Settlement>,
                     delivery.delivery_tag,
                 ),
+                held: None,
             }),
             Err(error) => Err(failure::of(&error, "consuming")),
         })

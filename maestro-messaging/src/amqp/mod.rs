@@ -7,6 +7,7 @@ mod failure;
 mod link;
 mod publisher;
 mod sanitize;
+mod slots;
 mod version;
 mod wire;
 

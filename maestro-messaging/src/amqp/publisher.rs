@@ -6,25 +6,21 @@
 //! (see `attribution`). A message whose answer is lost with its connection is published again under
 //! the same message id while its deadline lasts.
 
-// Long because one task owns the channel, and its states are followed in one place.
-
 use std::collections::VecDeque;
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::task::AtomicWaker;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{Channel, Confirmation};
-use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Interval, timeout};
 
 use crate::amqp::attribution::{Attribution, Sequence, Verdict};
 use crate::amqp::link::{self, LinkState, Live};
+use crate::amqp::slots::Slots;
 use crate::amqp::{declare, failure};
 use crate::backoff::Backoff;
 use crate::config::MessagingConfig;
@@ -238,7 +234,7 @@ impl Session<'_> {
         check: &mut Interval,
         blocked: bool,
     ) -> Poll<End> {
-        self.slots.list.task.register(cx.waker());
+        self.slots.register(cx.waker());
         loop {
             let collected = self.collect();
             if self.broken.is_some() {
@@ -388,124 +384,6 @@ impl Session<'_> {
             .oldest()
             .and_then(|request| request.sent_at)
             .is_some_and(|at| at.elapsed() > self.confirm_timeout)
-    }
-}
-
-type Confirming<'c> = Pin<Box<dyn Future<Output = lapin::Result<Confirmation>> + Send + 'c>>;
-
-/// The publishes in flight, polled only when woken. The wakers live as long as the channel: a
-/// publish allocates none.
-struct Slots<'c> {
-    all: Vec<Slot<'c>>,
-    vacant: Vec<usize>,
-    list: Arc<ReadyList>,
-}
-
-struct Slot<'c> {
-    sequence: Sequence,
-    future: Option<Confirming<'c>>,
-    flag: Arc<SlotWaker>,
-    waker: Waker,
-}
-
-/// Slots that were woken, in the order of waking: what the driver completed first comes first.
-struct ReadyList {
-    ready: Mutex<Vec<usize>>,
-    task: AtomicWaker,
-}
-
-struct SlotWaker {
-    index: usize,
-    queued: AtomicBool,
-    list: Arc<ReadyList>,
-}
-
-impl Wake for SlotWaker {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        if !self.queued.swap(true, Ordering::AcqRel) {
-            self.list.ready.lock().push(self.index);
-        }
-        self.list.task.wake();
-    }
-}
-
-impl<'c> Slots<'c> {
-    fn new(window: usize) -> Self {
-        let list = Arc::new(ReadyList {
-            ready: Mutex::new(Vec::with_capacity(window)),
-            task: AtomicWaker::new(),
-        });
-        let all = (0..window)
-            .map(|index| {
-                let flag = Arc::new(SlotWaker {
-                    index,
-                    queued: AtomicBool::new(false),
-                    list: Arc::clone(&list),
-                });
-                Slot {
-                    sequence: 0,
-                    future: None,
-                    waker: Waker::from(Arc::clone(&flag)),
-                    flag,
-                }
-            })
-            .collect();
-        Self {
-            all,
-            vacant: (0..window).rev().collect(),
-            list,
-        }
-    }
-
-    fn len(&self) -> usize {
-        self.all.len()
-    }
-
-    fn has_room(&self) -> bool {
-        !self.vacant.is_empty()
-    }
-
-    fn take_ready(&self) -> Vec<usize> {
-        std::mem::take(&mut *self.list.ready.lock())
-    }
-
-    fn start(
-        &mut self,
-        sequence: Sequence,
-        future: Confirming<'c>,
-    ) -> Option<(usize, Poll<lapin::Result<Confirmation>>)> {
-        let index = self.vacant.pop()?;
-        let slot = self.all.get_mut(index)?;
-        slot.sequence = sequence;
-        slot.future = Some(future);
-        Some((index, self.poll(index)))
-    }
-
-    fn poll(&mut self, index: usize) -> Poll<lapin::Result<Confirmation>> {
-        let Some(slot) = self.all.get_mut(index) else {
-            return Poll::Pending;
-        };
-        // Before the poll: a wake during it has to be noted again.
-        slot.flag.queued.store(false, Ordering::Release);
-        let Some(future) = slot.future.as_mut() else {
-            return Poll::Pending;
-        };
-        let polled = future.as_mut().poll(&mut Context::from_waker(&slot.waker));
-        if polled.is_ready() {
-            slot.future = None;
-        }
-        polled
-    }
-
-    /// Frees a slot whose publish was answered.
-    fn free(&mut self, index: usize) -> Option<Sequence> {
-        let sequence = self.all.get(index)?.sequence;
-        self.vacant.push(index);
-        Some(sequence)
     }
 }
 

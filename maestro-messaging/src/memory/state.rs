@@ -199,7 +199,7 @@ impl State {
             return Next::Ended;
         }
         let Some(held) = self.queues.get_mut(&consumer.queue) else {
-            return Next::Ended;
+            return Next::Nothing;
         };
         let standing_by =
             held.queue.single_active_consumer && held.consumers.front().copied() != Some(id);
@@ -279,6 +279,18 @@ impl State {
         for exchange in self.exchanges.values_mut() {
             exchange.bindings.retain(|(_, bound)| bound != queue);
         }
+    }
+
+    /// Deletes a queue and tells none of its consumers, as RabbitMQ does by force when the queue has
+    /// no leader: they stay open and get nothing, also when there is another queue of that name.
+    #[cfg(test)]
+    pub(super) fn lose(&mut self, queue: &str) {
+        for consumer in self.consumers.values_mut() {
+            if consumer.queue == queue {
+                consumer.queue.clear();
+            }
+        }
+        self.delete(queue);
     }
 
     /// Dead-letters what has expired at a queue's head, and what could not be before. Returns when

@@ -20,11 +20,13 @@ use crate::amqp::chain;
 use crate::backoff::Backoff;
 use crate::chains::{Chains, Item, Waiting};
 use crate::client::Inner;
+use crate::envelope;
 use crate::error::{Error, ErrorKind};
 use crate::outbox::lease::Leases;
 use crate::outbox::saga;
 use crate::outbox::store::{self, Outbox, Row};
 use crate::outbox::{Inbox, answered};
+use crate::publish;
 use crate::transport::Outgoing;
 
 /// A relay being built.
@@ -333,27 +335,8 @@ where
             };
             let inner = Arc::clone(&self.inner);
             self.publishing.push(Box::pin(async move {
-                let started = Instant::now();
-                let deadline = started + inner.config.confirm_timeout;
-                let result = match inner.broker.send(Arc::clone(&item.row), deadline).await {
-                    Ok(pending) => pending.await,
-                    Err(error) => Err(error),
-                };
-                let metrics = &inner.metrics;
-                metrics.publish_duration.observe_duration(started.elapsed());
-                match &result {
-                    Ok(stored) => {
-                        metrics.published.increment();
-                        if !stored.routed {
-                            metrics
-                                .unrouted
-                                .with([item.row.routing_key.as_str()])
-                                .increment();
-                        }
-                    }
-                    Err(error) => metrics.publish_failed(error.kind().as_str()),
-                }
-                (item, result.map(|_| ()))
+                let result = relay(&inner, &item.row).await;
+                (item, result)
             }));
         }
     }
@@ -418,6 +401,33 @@ where
                 // Others take over after the term, and publish again what could not be deleted.
                 tracing::warn!(what, error = %error, "the outbox relay ended without the database");
             }
+        }
+    }
+}
+
+/// Publishes one event, in the trace of the transaction that wrote it down.
+async fn relay(inner: &Inner, outgoing: &Arc<Outgoing>) -> Result<(), Error> {
+    let event_type = outgoing.routing_key.as_str();
+    let span = envelope::context(&outgoing.properties)
+        .span(|| publish::span(outgoing.exchange.as_str(), event_type));
+    let started = Instant::now();
+    let deadline = started + inner.config.confirm_timeout;
+    let result = match inner.broker.send(Arc::clone(outgoing), deadline).await {
+        Ok(pending) => pending.await,
+        Err(error) => Err(error),
+    };
+    let metrics = &inner.metrics;
+    metrics.publish_ended(started.elapsed(), result.as_ref().err());
+    match result {
+        Ok(stored) => {
+            if !stored.routed {
+                metrics.unrouted.with([event_type]).increment();
+            }
+            Ok(())
+        }
+        Err(error) => {
+            span.record("otel.status_code", "ERROR");
+            Err(error)
         }
     }
 }

@@ -66,7 +66,7 @@ async fn a_cluster_loses_nothing_while_each_of_its_nodes_is_killed_in_turn() {
     }
     let more = async |what: &str| {
         let (sent, seen) = (confirmed.load(Ordering::Relaxed), handled.lock().len());
-        within(Duration::from_mins(1), what, || async {
+        within(Duration::from_mins(2), what, || async {
             confirmed.load(Ordering::Relaxed) >= sent + 500 && handled.lock().len() >= seen + 500
         })
         .await;

@@ -1,4 +1,4 @@
-//! Order of keys, and batches.
+//! Order of keys.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -131,60 +131,6 @@ async fn a_drained_replica_hands_an_ordered_queue_over_without_breaking_the_orde
     );
     first.close().await;
     second.close().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_batch_is_handled_together_and_a_bad_event_fails_alone() {
-    const EVENTS: u64 = 1_000;
-    let sandbox = sandbox().await;
-    let messaging = client(&sandbox, FAST).await;
-    let sizes: Arc<Mutex<Vec<usize>>> = Arc::default();
-    let handled: Arc<Mutex<HashSet<u64>>> = Arc::default();
-    let (noted, done) = (Arc::clone(&sizes), Arc::clone(&handled));
-    let consumer = messaging
-        .subscription("batched")
-        .batch_size(50)
-        .batch_wait(Duration::from_millis(50))
-        .on_batch(
-            "orders",
-            move |batch: Vec<maestro_messaging::Received<Placed>>| {
-                let (noted, done) = (Arc::clone(&noted), Arc::clone(&done));
-                async move {
-                    if batch.iter().any(|received| received.event.number == 500) {
-                        return Err(HandlerError::dead_letter("five hundred"));
-                    }
-                    noted.lock().push(batch.len());
-                    done.lock()
-                        .extend(batch.iter().map(|received| received.event.number));
-                    Ok(())
-                }
-            },
-        )
-        .start()
-        .await
-        .unwrap();
-    consumer.ready().await;
-    let events: Vec<_> = (0..EVENTS).map(|number| event(number, number)).collect();
-    for receipt in messaging.publish_batch(&events).await {
-        receipt.unwrap();
-    }
-    eventually("all but one are handled", || async {
-        handled.lock().len() as u64 == EVENTS - 1
-    })
-    .await;
-    let letters = messaging.dead_letters("batched");
-    eventually("the bad one is dead", || async {
-        letters.count().await.unwrap() == 1
-    })
-    .await;
-    assert!(sizes.lock().contains(&50), "{:?}", sizes.lock());
-    assert!(sizes.lock().iter().all(|size| *size <= 50));
-    let raw = Raw::connect(&sandbox).await;
-    eventually("the queue is empty", || async {
-        raw.depth("orders.batched").await == Some(0)
-    })
-    .await;
-    messaging.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

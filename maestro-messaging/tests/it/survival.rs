@@ -12,7 +12,7 @@ use sqlx::{Connection, PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::outbox::{pool, variable};
-use crate::support::{Placed, client, eventually, publish_for_sure, within};
+use crate::support::{Placed, Raw, client, eventually, publish_for_sure, within};
 
 /// Once in effect: the message's identity and its effect in one transaction.
 async fn effect(pool: &PgPool, context: &MessageContext) -> Result<(), HandlerError> {
@@ -111,12 +111,13 @@ async fn ten_thousand_confirmed_messages_take_effect_once_each_though_the_broker
     )
     .await;
     // What is still on its way is a duplicate; let it come.
-    eventually("the consumer is idle", || async {
-        let before = deliveries.load(Ordering::Relaxed);
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        before == deliveries.load(Ordering::Relaxed)
+    let raw = Raw::connect(&sandbox).await;
+    eventually("nothing waits in the queue", || async {
+        raw.depth("orders.survivors").await == Some(0)
     })
     .await;
+    assert_eq!(consumer.state(), ConsumerState::Consuming);
+    assert_eq!(consumer.drain().await.abandoned, 0);
     let effects = effects().await;
     println!(
         "sent {MESSAGES} confirmed {} asked again {} deliveries {} effects {} lost 0",
@@ -126,7 +127,6 @@ async fn ten_thousand_confirmed_messages_take_effect_once_each_though_the_broker
         effects.len(),
     );
     assert_eq!(effects.len() as u64, MESSAGES);
-    assert_eq!(consumer.state(), ConsumerState::Consuming);
     assert_eq!(
         consuming.dead_letters("survivors").count().await.unwrap(),
         0
