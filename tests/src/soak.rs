@@ -4,6 +4,7 @@
 //! the SDK, and ends with an error if the ledger does not balance. A short share of each with a fixed
 //! seed is a test in `tests/tests/it/soak.rs`.
 
+pub mod backlog;
 pub mod cache;
 pub mod db;
 pub mod drain;

@@ -32,6 +32,10 @@ pub(crate) struct Options {
     #[arg(long)]
     rounds: Option<u32>,
 
+    /// How many events; of `backlog`, for which --minutes plays no part [default: 1000000]
+    #[arg(long)]
+    rows: Option<u64>,
+
     #[command(flatten)]
     servers: servers::Options,
 }
@@ -40,6 +44,8 @@ pub(crate) struct Options {
 enum Campaign {
     /// SIGTERM at random moments under HTTP and message load
     Drain,
+    /// A backlog of the outbox, drained by two relays
+    Backlog,
     /// Publish, consume and relay while the broker and replicas die
     Messaging,
     /// Futures of maestro-db dropped at random points, 10,000 and more
@@ -68,6 +74,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         .args(["--minutes", &options.minutes.to_string()]);
     if let Some(rounds) = options.rounds {
         soak.args(["--rounds", &rounds.to_string()]);
+    }
+    if let Some(rows) = options.rows {
+        soak.args(["--rows", &rows.to_string()]);
     }
     if let Some(from) = servers.dev_services() {
         soak.env("MAESTRO_DEV_SERVICES", from);

@@ -31,6 +31,12 @@ enum Campaign {
         #[arg(long, default_value_t = 500)]
         rounds: u32,
     },
+    /// A backlog of the outbox, drained by two relays
+    Backlog {
+        /// How many events; --minutes plays no part
+        #[arg(long, default_value_t = 1_000_000)]
+        rows: u64,
+    },
     /// Publish, consume and relay while the broker and replicas die
     Messaging,
     /// Futures of maestro-db dropped at random points, 10,000 and more
@@ -53,6 +59,7 @@ async fn main() -> ExitCode {
     println!("seed {}, {} minutes", arguments.seed, arguments.minutes);
     let outcome: anyhow::Result<()> = match arguments.campaign {
         Campaign::Drain { rounds } => soak::drain::run(&plan, rounds).await,
+        Campaign::Backlog { rows } => soak::backlog::run(&plan, rows).await,
         Campaign::Messaging => soak::messaging::run(plan).await,
         Campaign::Db => soak::db::run(&plan, 10_000).await,
         Campaign::Cache => cache(&plan).await,

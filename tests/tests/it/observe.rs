@@ -119,6 +119,14 @@ async fn one_trace_crosses_http_sql_outbox_broker_worker_sql_and_redis() -> Resu
             "no SQL span of {service}: {spans:#?}"
         );
     }
+    for operation in ["send", "process", "settle"] {
+        assert!(
+            spans
+                .iter()
+                .any(|span| is(span, "conductor", "messaging.operation.type", operation)),
+            "no span of a {operation} of conductor: {spans:#?}"
+        );
+    }
     // The correlation id is on the log lines of both processes.
     for process in [&platform.fabric, &platform.conductor] {
         assert!(

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use maestro_testkit::Stack;
-use maestro_tests::soak::{Plan, cache, db, drain, messaging};
+use maestro_tests::soak::{Plan, backlog, cache, db, drain, messaging};
 
 use crate::binaries;
 
@@ -18,6 +18,11 @@ async fn sigterm_at_random_moments_resets_no_request_and_loses_no_message() -> R
 #[tokio::test(flavor = "multi_thread")]
 async fn messaging_loses_nothing_while_broker_and_replicas_die() -> Result<()> {
     messaging::run(Plan::new(MESSAGING, Duration::from_secs(8))).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_of_the_outbox_drains_in_order_and_its_table_does_not_grow() -> Result<()> {
+    backlog::run(&Plan::new(1, Duration::ZERO), 10_000).await
 }
 
 /// Stops each service, and both.
