@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::background;
 use crate::error::{Error, ErrorKind};
+use crate::server::Server;
 use crate::service::Service;
 
 /// Bytes moved at once, and how many such pieces may be under way in one direction: together more
@@ -58,6 +59,8 @@ enum Change {
     Reset,
     /// Accept connections, and pass bytes like this.
     Up(Weather),
+    /// Connect what is accepted from now on to this host and port.
+    LeadTo(String, u16),
 }
 
 #[derive(Debug)]
@@ -70,7 +73,7 @@ impl Link {
     /// Opens the proxy on a free port of the loopback interface.
     pub(crate) async fn open(service: Service, host: &str, port: u16) -> Result<Self, Error> {
         let failed = move |e| Error::io(format!("opening the link to {service}"), e);
-        let host = host.trim_matches(['[', ']']).to_owned();
+        let upstream = upstream(host, port);
         let connections = Arc::new(AtomicUsize::new(0));
         let (commands, inbox) = mpsc::channel(16);
         let counter = Arc::clone(&connections);
@@ -80,7 +83,7 @@ impl Link {
             let listener = socket.listen(1024).map_err(failed)?;
             let address = listener.local_addr().map_err(failed)?;
             let proxy = Proxy {
-                upstream: (host, port),
+                upstream,
                 address,
                 weather: watch::Sender::new(Weather::default()),
                 connections: JoinSet::new(),
@@ -150,6 +153,13 @@ impl Link {
     /// Everything works again.
     pub async fn restore(&self) -> Result<(), Error> {
         self.order(Change::Up(Weather::default())).await
+    }
+
+    /// Leads new connections to another server, as a name does that was pointed elsewhere after a
+    /// failover. Open ones stay where they are; [`reset`](Self::reset) ends them.
+    pub async fn lead_to(&self, server: &Server) -> Result<(), Error> {
+        let (host, port) = server.address();
+        self.order(Change::LeadTo(host, port)).await
     }
 
     /// Connections that are open through this link.
@@ -254,6 +264,10 @@ impl Proxy {
                     open @ Door::Open(_) => Ok(open),
                 }
             }
+            Change::LeadTo(host, port) => {
+                self.upstream = upstream(&host, port);
+                Ok(door)
+            }
         }
     }
 }
@@ -275,6 +289,11 @@ impl Proxy {
         self.weather.send_modify(|weather| weather.age += 1);
         while self.connections.join_next().await.is_some() {}
     }
+}
+
+/// Where to connect to: brackets belong to URLs.
+fn upstream(host: &str, port: u16) -> (String, u16) {
+    (host.trim_matches(['[', ']']).to_owned(), port)
 }
 
 async fn accept(door: &Door) -> std::io::Result<TcpStream> {

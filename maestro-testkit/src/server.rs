@@ -50,10 +50,15 @@ impl Server {
         self.member.running.address.authority()
     }
 
+    pub(crate) fn address(&self) -> (String, u16) {
+        let address = &self.member.running.address;
+        (address.host.clone(), address.port)
+    }
+
     /// Another network to this server, beside those of sandboxes: for one client of several.
     pub async fn link(&self) -> Result<Link, Error> {
-        let running = &self.member.running;
-        Link::open(running.service, &running.address.host, running.address.port).await
+        let (host, port) = self.address();
+        Link::open(self.service(), &host, port).await
     }
 
     /// URL of the server's administrator.
