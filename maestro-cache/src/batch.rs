@@ -88,8 +88,8 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Region<T> {
         for (id, value) in values {
             let id = id.into();
             check(id.as_str(), &[])?;
-            let limit = region.options.max_value_bytes;
-            encoded.push((id, codec::encode(self.name(), value.borrow(), limit)?));
+            let value = codec::encode(self.name(), value.borrow(), &region.options)?;
+            encoded.push((id, value));
         }
         let mut outcomes = Vec::with_capacity(encoded.len());
         for chunk in encoded.chunks(WRITES_AT_A_TIME) {

@@ -40,6 +40,13 @@ impl CacheBuilder {
         self
     }
 
+    /// Uses a Redis in memory in place of the server; the URL of the settings is not used.
+    #[cfg(feature = "memory")]
+    pub fn in_memory(mut self, redis: &crate::memory::MemoryRedis) -> Self {
+        self.config.double = Some(std::sync::Arc::new(redis.clone()));
+        self
+    }
+
     /// As [`Cache::connect`].
     pub async fn connect(self) -> Result<Cache, Error> {
         let registry = self.registry.unwrap_or_else(Registry::detached);

@@ -15,7 +15,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::backoff;
 use crate::client::Cache;
 use crate::codec;
-use crate::connection::{Connection, Event, Failure, refusal};
+use crate::connection::{Connection, Event};
 use crate::error::{Error, ErrorKind};
 use crate::key::{EntryId, Key, check_name};
 use crate::link::{Link, Request};
@@ -79,7 +79,7 @@ impl Cache {
         let channel = channel.into();
         check_name("a channel", channel.as_str())?;
         let inner = self.inner();
-        let encoded = codec::encode("channel", message, MAX_MESSAGE)?;
+        let encoded = codec::json("channel", message, MAX_MESSAGE)?;
         let mut command = redis::cmd("PUBLISH");
         command.arg(inner.keys.channel(channel.as_str()).as_bytes());
         command.arg(encoded.payload);
@@ -242,16 +242,6 @@ async fn open(
     command.arg(channel.as_bytes());
     match connection.send(&command, deadline).await {
         Ok(_) => Ok(connection),
-        Err(Failure::Lost(error) | Failure::Refused(error)) => {
-            Err(refusal("SUBSCRIBE", &link.config, error))
-        }
-        Err(Failure::Timeout) => Err(Error::new(
-            ErrorKind::Timeout,
-            format!(
-                "a channel on Redis at {} was not subscribed within {:?}",
-                link.config.server(),
-                link.config.connect_timeout
-            ),
-        )),
+        Err(failure) => Err(failure.explain("SUBSCRIBE", &link.config)),
     }
 }

@@ -1,11 +1,14 @@
 //! Settings from the environment: `MAESTRO_CACHE_*`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use maestro_config::{
     FromEnvironment, Kind, Reader, Secret, ServerUrl, ServiceName, Table, TlsPaths, Variable,
 };
 use url::Url;
+
+use crate::connection::Double;
 
 /// Where the service's Redis is, and how to speak to it.
 ///
@@ -38,6 +41,8 @@ pub struct CacheConfig {
     pub(crate) connect_timeout: Duration,
     pub(crate) local_capacity: u64,
     pub(crate) connections: usize,
+    /// What stands in for the server.
+    pub(crate) double: Option<Arc<dyn Double>>,
 }
 
 impl CacheConfig {
@@ -188,6 +193,7 @@ impl FromEnvironment for CacheConfig {
             connect_timeout: connect_timeout?,
             local_capacity: local_capacity?,
             connections: usize::try_from(connections?).ok()?,
+            double: None,
         })
     }
 }

@@ -1,5 +1,6 @@
 //! One connection to the server: the only file that names the driver's connection.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Once};
 use std::time::Duration;
@@ -46,13 +47,43 @@ pub(crate) enum Failure {
     Refused(RedisError),
 }
 
+impl Failure {
+    /// The failure of an operation under `connect_timeout`.
+    pub(crate) fn explain(self, operation: &str, config: &CacheConfig) -> Error {
+        match self {
+            Self::Lost(error) | Self::Refused(error) => refusal(operation, config, error),
+            Self::Timeout => unanswered(operation, config),
+        }
+    }
+}
+
+/// Called from the task that reads the socket, in the order of the wire: it must not block.
+pub(crate) type OnEvent = Arc<dyn Fn(Event) + Send + Sync>;
+
+/// A server that stands in for Redis.
+pub(crate) trait Double: fmt::Debug + Send + Sync {
+    /// Opens a connection to it, which ends when it is dropped.
+    fn connect(&self, on_event: OnEvent) -> Result<Arc<dyn Line>, Failure>;
+}
+
+/// A connection to a [`Double`].
+pub(crate) trait Line: fmt::Debug + Send + Sync {
+    /// Runs a command and says what it came to.
+    fn send(&self, command: &Cmd) -> Result<Value, Failure>;
+}
+
 /// An open connection; clones share it, and it closes with the last of them.
 #[derive(Clone, Debug)]
-pub(crate) struct Connection(MultiplexedConnection);
+pub(crate) struct Connection(Peer);
+
+#[derive(Clone, Debug)]
+enum Peer {
+    Server(MultiplexedConnection),
+    Double(Arc<dyn Line>),
+}
 
 impl Connection {
-    /// Opens a connection and has it answer once, all within `deadline`. `on_event` is called from
-    /// the task that reads the socket, in the order of the wire: it must not block.
+    /// Opens a connection and has it answer once, all within `deadline`.
     ///
     /// A password that is refused is looked for again where it came from, and a new one is tried at
     /// once: rotating a secret costs no pause.
@@ -61,7 +92,13 @@ impl Connection {
         deadline: Instant,
         on_event: impl Fn(Event) + Send + Sync + 'static,
     ) -> Result<Self, Error> {
-        let on_event: Arc<dyn Fn(Event) + Send + Sync> = Arc::new(on_event);
+        let on_event: OnEvent = Arc::new(on_event);
+        if let Some(double) = &config.double {
+            let line = double
+                .connect(on_event)
+                .map_err(|failure| failure.explain("connect", config))?;
+            return Ok(Self(Peer::Double(line)));
+        }
         match Self::attempt(config, deadline, Arc::clone(&on_event)).await {
             Err(error) if error.kind() == ErrorKind::Credentials && config.url.refresh() => {
                 Self::attempt(config, deadline, on_event).await
@@ -73,7 +110,7 @@ impl Connection {
     async fn attempt(
         config: &CacheConfig,
         deadline: Instant,
-        on_event: Arc<dyn Fn(Event) + Send + Sync>,
+        on_event: OnEvent,
     ) -> Result<Self, Error> {
         let attempt = async {
             let client = client(config).await?;
@@ -91,26 +128,42 @@ impl Connection {
                 .get_multiplexed_async_connection_with_config(&options)
                 .await
                 .map_err(|error| refusal("connect", config, error))?;
-            Ok(Self(connection))
+            Self(Peer::Server(connection))
+                .of_primary(config, deadline)
+                .await
         };
         match timeout_at(deadline, attempt).await {
             Ok(opened) => opened,
-            Err(_) => Err(Error::new(
-                ErrorKind::Timeout,
-                format!(
-                    "no connection to Redis at {} within {:?}: check that it runs and that nothing between drops packets",
-                    config.server(),
-                    config.connect_timeout
-                ),
-            )),
+            Err(_) => Err(unanswered("connect", config)),
         }
+    }
+
+    /// Refuses a replica: it lags behind what its primary has acknowledged, and nobody can say how
+    /// far.
+    async fn of_primary(self, config: &CacheConfig, deadline: Instant) -> Result<Self, Error> {
+        match self.is_primary(deadline).await {
+            Ok(true) => Ok(self),
+            Ok(false) => Err(replica("connect", config, None)),
+            Err(failure) => Err(failure.explain("connect", config)),
+        }
+    }
+
+    /// Whether the server takes writes: no replica by its own word. `ROLE` and `INFO` are not allowed
+    /// to a service.
+    pub(crate) async fn is_primary(&self, deadline: Instant) -> Result<bool, Failure> {
+        let mut hello = redis::cmd("HELLO");
+        hello.arg(3);
+        Ok(!is_replica(&self.send(&hello, deadline).await?))
     }
 
     /// Sends one command and waits for its answer until `deadline`.
     ///
     /// Dropping the future does not take the command back.
     pub(crate) async fn send(&self, command: &Cmd, deadline: Instant) -> Result<Value, Failure> {
-        let mut connection = self.0.clone();
+        let mut connection = match &self.0 {
+            Peer::Server(connection) => connection.clone(),
+            Peer::Double(line) => return line.send(command),
+        };
         match timeout_at(deadline, connection.send_packed_command(command)).await {
             Ok(Ok(value)) => value.extract_error().map_err(Failure::Refused),
             Ok(Err(error)) if error.code().is_some() => Err(Failure::Refused(error)),
@@ -118,6 +171,28 @@ impl Connection {
             Err(_) => Err(Failure::Timeout),
         }
     }
+}
+
+fn unanswered(operation: &str, config: &CacheConfig) -> Error {
+    Error::new(
+        ErrorKind::Timeout,
+        format!(
+            "{operation} on Redis at {} was not answered within {:?}: check that it runs and that nothing between drops packets",
+            config.server(),
+            config.connect_timeout
+        ),
+    )
+}
+
+/// What the answer to `HELLO` says of the server's part.
+fn is_replica(greeting: &Value) -> bool {
+    let Value::Map(properties) = greeting else {
+        return false;
+    };
+    let is = |value: &Value, text: &[u8]| matches!(value, Value::BulkString(is) if is == text);
+    properties
+        .iter()
+        .any(|(name, value)| is(name, b"role") && is(value, b"replica"))
 }
 
 async fn client(config: &CacheConfig) -> Result<Client, Error> {
@@ -249,6 +324,17 @@ pub(crate) fn bytes(value: Value) -> Option<Vec<u8>> {
     }
 }
 
+fn replica(operation: &str, config: &CacheConfig, cause: Option<RedisError>) -> Error {
+    let context = format!(
+        "{operation} on Redis at {} failed: the server is a replica; wait for the failover, or point MAESTRO_CACHE_URL at the primary",
+        config.server()
+    );
+    match cause {
+        Some(cause) => Error::with_source(ErrorKind::ReadOnly, context, cause),
+        None => Error::new(ErrorKind::ReadOnly, context),
+    }
+}
+
 /// What a refusal of the server means to the caller, and what to look at.
 pub(crate) fn refusal(operation: &str, config: &CacheConfig, error: RedisError) -> Error {
     let user = config.username.as_deref().unwrap_or("default");
@@ -274,11 +360,7 @@ pub(crate) fn refusal(operation: &str, config: &CacheConfig, error: RedisError) 
             ErrorKind::Loading,
             "the server is not ready to answer; it will be when its data is loaded".to_owned(),
         ),
-        Some("READONLY" | "UNBLOCKED") => (
-            ErrorKind::ReadOnly,
-            "the server is a replica; wait for the failover, or point MAESTRO_CACHE_URL at the primary"
-                .to_owned(),
-        ),
+        Some("READONLY" | "UNBLOCKED") => return replica(operation, config, Some(error)),
         Some("WRONGTYPE") => (
             ErrorKind::WrongType,
             "the key holds another type; something else writes below this prefix".to_owned(),

@@ -130,6 +130,11 @@ impl Error {
         if self.0.kind != ErrorKind::Load {
             return None;
         }
+        self.cause()
+    }
+
+    /// What it was caused by, if that is of this type.
+    pub(crate) fn cause<E: StdError + 'static>(&self) -> Option<&E> {
         self.0.source.cause()?.downcast_ref()
     }
 }

@@ -51,7 +51,7 @@ impl Cache {
 
 /// The error, and what it was caused by when that is ours: the driver's own words are for the log.
 fn with_cause(error: &Error) -> String {
-    match std::error::Error::source(error).and_then(|source| source.downcast_ref::<Error>()) {
+    match error.cause::<Error>() {
         Some(cause) => format!("{error}; {cause}"),
         None => error.to_string(),
     }

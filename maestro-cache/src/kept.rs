@@ -65,7 +65,7 @@ impl Place {
     }
 
     fn encode<T: Serialize>(&self, value: &T) -> Result<Vec<u8>, Error> {
-        let encoded = crate::codec::encode(&self.name, value, MAX_VALUE)?;
+        let encoded = crate::codec::json(&self.name, value, MAX_VALUE)?;
         Ok(encoded.payload)
     }
 

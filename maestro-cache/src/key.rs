@@ -276,31 +276,24 @@ macro_rules! numbers {
     ($($number:ty),+) => {$(
         impl From<$number> for EntryId<'_> {
             fn from(number: $number) -> Self {
-                let mut buffer = Digits { bytes: [0; 40], length: 0 };
-                // 39 digits and a sign are the longest 128-bit number.
-                let _ = fmt::Write::write_fmt(&mut buffer, format_args!("{number}"));
-                Self(Repr::Short { bytes: buffer.bytes, length: buffer.length })
+                // Formatting by the standard library takes as long as the lookup that follows.
+                Self::short(itoa::Buffer::new().format(number).as_bytes())
             }
         }
     )+};
 }
 numbers!(u16, u32, u64, u128, usize, i16, i32, i64, i128, isize);
 
-struct Digits {
-    bytes: [u8; 40],
-    length: u8,
-}
-
-impl fmt::Write for Digits {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        let start = usize::from(self.length);
-        let target = self
-            .bytes
-            .get_mut(start..start + text.len())
-            .ok_or(fmt::Error)?;
-        target.copy_from_slice(text.as_bytes());
-        self.length = u8::try_from(start + text.len()).map_err(|_| fmt::Error)?;
-        Ok(())
+impl EntryId<'_> {
+    /// At most 40 ASCII characters: the longest number has 39 digits and a sign.
+    fn short(text: &[u8]) -> Self {
+        let mut bytes = [0; 40];
+        let length = text.len().min(bytes.len());
+        bytes[..length].copy_from_slice(&text[..length]);
+        Self(Repr::Short {
+            bytes,
+            length: u8::try_from(length).unwrap_or(0),
+        })
     }
 }
 

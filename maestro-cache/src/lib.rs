@@ -61,6 +61,8 @@ mod link;
 mod load;
 mod lock;
 mod marker;
+#[cfg(feature = "memory")]
+mod memory;
 mod mender;
 mod metrics;
 mod options;
@@ -77,6 +79,7 @@ mod warm;
 pub use builder::CacheBuilder;
 pub use channel::{Received, Subscription};
 pub use client::{Cache, Outcome};
+pub use codec::Codec;
 pub use config::CacheConfig;
 pub use error::{Error, ErrorKind};
 pub use gcra::{Quota, Verdict};
@@ -84,6 +87,8 @@ pub use kept::{Counter, RecentList, Sessions};
 pub use key::EntryId;
 pub use limiter::{LimitWhenDown, Limiter};
 pub use lock::{Lease, Lock};
+#[cfg(feature = "memory")]
+pub use memory::MemoryRedis;
 pub use metrics::CATALOGUE;
 pub use options::{RegionBuilder, WhenDown};
 pub use region::{Entry, Region};

@@ -165,7 +165,12 @@ impl Link {
     /// A connection, after a short wait while the first attempt is under way.
     async fn live(&self, operation: Operation, deadline: Instant) -> Result<Arc<Live>, Error> {
         let count = self.slots.len();
-        let first = self.next.fetch_add(1, Ordering::Relaxed);
+        // With one connection there is nothing to take turns about, and a line of memory less that
+        // processors fight over.
+        let first = match count {
+            1 => 0,
+            _ => self.next.fetch_add(1, Ordering::Relaxed),
+        };
         for index in 0..count {
             if let Some(slot) = self.slots.get((first + index) % count)
                 && let Some(live) = slot.live.read().as_ref()
@@ -218,6 +223,15 @@ impl Link {
         }
         *self.last_error.lock() = Some(error.clone());
         error
+    }
+
+    /// Makes every connection anew: the server is not the primary any more.
+    pub(crate) fn replace_connections(&self) {
+        for slot in &self.slots {
+            if let Some(live) = slot.live.read().as_ref() {
+                live.replace.notify_one();
+            }
+        }
     }
 
     fn away(&self, operation: Operation, why: &str) -> Error {
@@ -356,7 +370,5 @@ impl Link {
 
 /// The server's own word for an error (`NOPERM`).
 fn server_code(error: &Error) -> Option<&str> {
-    std::error::Error::source(error)?
-        .downcast_ref::<redis::RedisError>()?
-        .code()
+    error.cause::<redis::RedisError>()?.code()
 }

@@ -40,7 +40,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Entry<'_, T> {
         let region = &self.region.0;
         let id = self.id.as_str();
         let inner = region.inner();
-        let now = inner.clock.now();
+        let now = inner.clock.glance();
         let suspect = match region.local(id, now) {
             Local::Hit { value, aging } if optional || value.is_some() => {
                 if aging {
@@ -422,11 +422,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Load<T> {
         let ttl = region.jittered(ttl);
         let encoded = match &value {
             None => Ok(Encoded::absent()),
-            Some(value) => codec::encode(
-                &region.state.name,
-                value.as_ref(),
-                region.options.max_value_bytes,
-            ),
+            Some(value) => codec::encode(&region.state.name, value.as_ref(), &region.options),
         };
         let encoded = match encoded {
             Ok(encoded) => encoded,

@@ -130,20 +130,23 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
         if covered || envelope.created <= read.newest {
             return Found::Invalidated;
         }
+        let mut bytes = read.bytes;
         let value = match suspect {
             _ if envelope.encoding == Encoding::Absent => None,
             Some((entry, Some(value))) if entry.created == envelope.created => {
                 Some(Arc::clone(value))
             }
             _ => {
-                let Some(value) = codec::decode::<T>(envelope) else {
+                let limit = self.options.max_value_bytes;
+                let Some((value, plain)) = codec::decode::<T>(envelope, limit) else {
                     self.metrics.unusable("type");
                     return Found::Nothing;
                 };
+                bytes = bytes.max(plain);
                 Some(Arc::new(value))
             }
         };
-        let now = inner.clock.now();
+        let now = inner.clock.glance();
         let (fresh_until, stale_until) = self.lifetimes(envelope, now);
         if now < stale_until {
             self.keep(
@@ -154,7 +157,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
                 fresh_until,
                 stale_until,
                 read.tags,
-                read.bytes,
+                bytes,
                 true,
             );
         }
@@ -238,7 +241,7 @@ impl<'a, T: Serialize + DeserializeOwned + Send + Sync + 'static> Judge<'a, T> {
             region,
             epoch: inner.coherence.epoch(),
             deliveries: inner.journal.deliveries(),
-            live: inner.coherence.is_live(inner.clock.now()),
+            live: inner.coherence.is_live(inner.clock.glance()),
             newest: Micros(0),
             ask: Vec::new(),
         }

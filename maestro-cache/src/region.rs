@@ -1,5 +1,6 @@
 //! A region: values of one type under one name.
 
+use std::any::Any;
 use std::borrow::Borrow;
 use std::fmt;
 use std::future::Future;
@@ -91,25 +92,28 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
         self.cache.inner()
     }
 
+    /// `now` may be a glance at the clock.
     pub(crate) fn local(&self, id: &str, now: Nanos) -> Local<T> {
-        let found = self.inner().coherence.lookup(&self.state, id, now);
-        match &found {
-            Lookup::Hit(_) => self.metrics.local_hit.increment(),
-            Lookup::Suspect(_) | Lookup::Miss => self.metrics.local_miss.increment(),
-        }
-        match found {
-            Lookup::Hit(entry) => match typed(&entry) {
-                Ok(value) => Local::Hit {
-                    value,
-                    aging: now >= entry.refresh_at,
-                },
-                Err(()) => Local::Miss,
-            },
-            Lookup::Suspect(entry) => match typed(&entry) {
-                Ok(value) => Local::Suspect { entry, value },
-                Err(()) => Local::Miss,
-            },
-            Lookup::Miss => Local::Miss,
+        match self.inner().coherence.lookup(&self.state, id, now) {
+            Lookup::Hit(entry) => {
+                self.metrics.local_hit.increment();
+                let aging = now >= entry.refresh_at;
+                match typed(entry.value) {
+                    Ok(value) => Local::Hit { value, aging },
+                    Err(()) => Local::Miss,
+                }
+            }
+            Lookup::Suspect(entry) => {
+                self.metrics.local_miss.increment();
+                match typed(entry.value.clone()) {
+                    Ok(value) => Local::Suspect { entry, value },
+                    Err(()) => Local::Miss,
+                }
+            }
+            Lookup::Miss => {
+                self.metrics.local_miss.increment();
+                Local::Miss
+            }
         }
     }
 
@@ -150,8 +154,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
     }
 
     async fn get(&self, id: &str, tags: &[String]) -> Result<Option<Arc<T>>, Error> {
-        let inner = self.inner();
-        let now = inner.clock.now();
+        let now = self.inner().clock.glance();
         let suspect = match self.local(id, now) {
             Local::Hit { value, .. } => return Ok(value),
             Local::Suspect { entry, value } => Some((entry, value)),
@@ -173,7 +176,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
         T: Serialize,
     {
         check(id, tags)?;
-        let encoded = codec::encode(&self.state.name, value, self.options.max_value_bytes)?;
+        let encoded = codec::encode(&self.state.name, value, &self.options)?;
         self.put_encoded(id, tags, &encoded).await
     }
 
@@ -264,7 +267,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
             id,
             ticket,
             Keep {
-                value: value.map(|value| value as Arc<dyn std::any::Any + Send + Sync>),
+                value: value.map(|value| value as Arc<dyn Any + Send + Sync>),
                 created,
                 fresh_until: fresh_until.min(cap),
                 refresh_at: self.refresh_at(fresh_until),
@@ -278,11 +281,12 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
 }
 
 /// The value of an entry in memory; an error when it is of another type.
-fn typed<T: Send + Sync + 'static>(entry: &LocalEntry) -> Result<Option<Arc<T>>, ()> {
-    match &entry.value {
-        None => Ok(None),
-        Some(value) => Arc::clone(value).downcast().map(Some).map_err(|_| ()),
-    }
+fn typed<T: Send + Sync + 'static>(
+    value: Option<Arc<dyn Any + Send + Sync>>,
+) -> Result<Option<Arc<T>>, ()> {
+    value
+        .map(|value| value.downcast().map_err(|_| ()))
+        .transpose()
 }
 
 /// Checks what a caller chose before it becomes a name on the server.

@@ -323,9 +323,8 @@ impl Server {
 }
 
 fn is_unknown_script(error: &Error) -> bool {
-    std::error::Error::source(error)
-        .and_then(|source| source.downcast_ref::<redis::RedisError>())
-        .is_some_and(|error| error.code() == Some("NOSCRIPT"))
+    let cause = error.cause::<redis::RedisError>();
+    cause.is_some_and(|cause| cause.code() == Some("NOSCRIPT"))
 }
 
 fn parse_micros(value: &Value) -> Option<Micros> {

@@ -9,16 +9,18 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff;
-use crate::clock::nanos;
+use crate::clock::{GLANCE, nanos};
 use crate::coherence::Coherence;
 use crate::connection::{Connection, Event};
 use crate::key::{Invalidated, Keyspace};
 use crate::link::Link;
 use crate::server::parse_time;
 
-/// Between two heartbeats. With the deadline of one heartbeat it is the bound on how old a value
-/// served from memory can be after its invalidation has finished elsewhere.
-pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
+/// With the deadline of a heartbeat it is the bound on how old a value served from memory can be after
+/// its invalidation has finished elsewhere.
+const BOUND: Duration = Duration::from_secs(1);
+/// Between two heartbeats: a hit's clock may be behind by the rest.
+const HEARTBEAT: Duration = BOUND.saturating_sub(GLANCE);
 
 /// Keeps the connection alive and the coherence state informed until `stop`; `settled` turns true
 /// with the outcome of the first attempt.
@@ -122,17 +124,27 @@ async fn open(
     Ok(connection)
 }
 
-/// Renews the lease until a heartbeat goes unanswered.
+/// Renews the lease until a heartbeat goes unanswered, or the server is not the primary any more.
 async fn beat(link: &Link, coherence: &Coherence, connection: &Connection) {
     let timeout = link.config.command_timeout;
     let command = redis::cmd("TIME");
     loop {
         let sent = link.clock.now();
-        let answer = connection.send(&command, Instant::now() + timeout).await;
+        let deadline = Instant::now() + timeout;
+        let answer = connection.send(&command, deadline).await;
         let Some(time) = answer.ok().and_then(|value| parse_time(&value)) else {
             return;
         };
         link.clock.heard(time);
+        // Asked last: who is the primary now was it when the heartbeat was sent.
+        match connection.is_primary(deadline).await {
+            Ok(true) => {}
+            Ok(false) => {
+                tracing::warn!(server = %link.config.server(), "Redis has become a replica: left");
+                return link.replace_connections();
+            }
+            Err(_) => return,
+        }
         coherence.lease(sent.saturating_add(nanos(HEARTBEAT + timeout)));
         sleep(HEARTBEAT).await;
     }

@@ -135,6 +135,11 @@ async fn a_batch_during_an_outage_is_answered_from_memory_or_refused() {
         .put_many((0..10_u64).map(|id| (id, report(id))))
         .await
         .unwrap();
+    // The news of a write takes an entry out of memory again: those of ten entries and two markers.
+    eventually("the news of the writes has come", || async {
+        metric(&cache, "maestro_cache_invalidations_total") >= 12.0
+    })
+    .await;
     eventually("process memory holds all of them", || async {
         reports.get_many(0..10_u64).await.unwrap();
         metric(&cache, "maestro_cache_local_entries") >= 10.0

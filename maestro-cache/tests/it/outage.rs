@@ -18,6 +18,8 @@ struct Traffic {
     loads: Arc<AtomicU64>,
     running: Arc<AtomicU64>,
     most_running: Arc<AtomicU64>,
+    /// Requests that each client has made.
+    made: Arc<[AtomicU64; 32]>,
 }
 
 impl Traffic {
@@ -28,8 +30,10 @@ impl Traffic {
             loads: Arc::default(),
             running: Arc::default(),
             most_running: Arc::default(),
+            made: Arc::default(),
         };
         for client in 0..32_u64 {
+            let made = Arc::clone(&traffic.made);
             let reports = reports.clone();
             let stop = Arc::clone(&traffic.stop);
             let loader = traffic.loader();
@@ -47,6 +51,7 @@ impl Traffic {
                         Err(error) => Some(error.to_string()),
                     };
                     requests.push((started.elapsed(), wrong));
+                    made[usize::try_from(client).unwrap()].fetch_add(1, Ordering::SeqCst);
                     // A request a millisecond for each of 32 clients.
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
@@ -81,6 +86,19 @@ impl Traffic {
         }
     }
 
+    /// Waits until every request that is under way has been answered.
+    async fn turned_over(&self) {
+        let made = || self.made.each_ref().map(|made| made.load(Ordering::SeqCst));
+        let before = made();
+        eventually("every client is two requests further", || async {
+            made()
+                .iter()
+                .zip(before)
+                .all(|(now, then)| *now >= then + 2)
+        })
+        .await;
+    }
+
     /// Ends the traffic: no request may have failed, and 99 of 100 took less than a second.
     async fn check(mut self) {
         self.stop.store(true, Ordering::Relaxed);
@@ -105,6 +123,15 @@ impl Traffic {
     }
 }
 
+const BREAKER_OPEN: &str = "maestro_resilience_breaker_open{target=\"redis\"}";
+
+async fn breaker_opens(cache: &Cache) {
+    eventually("the breaker opens", || async {
+        metric(cache, BREAKER_OPEN) > 0.0
+    })
+    .await;
+}
+
 fn reports(cache: &Cache) -> Region<Report> {
     let region = cache.region("report").stale_for(Duration::from_mins(10));
     region.build().unwrap()
@@ -116,17 +143,21 @@ async fn no_request_fails_while_redis_is_killed_and_comes_back() {
     let cache = cache(&place.sandbox).await;
     let reports = reports(&cache);
     let traffic = Traffic::start(&reports);
-    let most_running = Arc::clone(&traffic.most_running);
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    traffic.turned_over().await;
     place.redis.kill().await.unwrap();
-    most_running.store(0, Ordering::Relaxed);
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    breaker_opens(&cache).await;
+    // Loads that began before count for another limit.
+    traffic.turned_over().await;
+    traffic.most_running.store(0, Ordering::SeqCst);
+    for _ in 0..20 {
+        traffic.turned_over().await;
+    }
     // `Load { at_most: 16 }` is the default.
-    let most = most_running.load(Ordering::Relaxed);
+    let most = traffic.most_running.load(Ordering::SeqCst);
     assert!(most <= 16, "{most} loads at a time while Redis was away");
     place.start_again().await;
     healthy(&cache).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    traffic.turned_over().await;
     traffic.check().await;
 }
 
@@ -136,9 +167,12 @@ async fn no_request_fails_while_redis_hangs() {
     let cache = cache(&place.sandbox).await;
     let reports = reports(&cache);
     let traffic = Traffic::start(&reports);
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    traffic.turned_over().await;
     place.redis.pause().await.unwrap();
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    breaker_opens(&cache).await;
+    for _ in 0..20 {
+        traffic.turned_over().await;
+    }
     place.redis.resume().await.unwrap();
     healthy(&cache).await;
     traffic.check().await;
@@ -203,8 +237,7 @@ async fn with_the_breaker_open_a_call_is_decided_in_less_than_a_millisecond() {
     let cache = cache(&place.sandbox).await;
     let reports = reports(&cache);
     place.redis.kill().await.unwrap();
-    let open = "maestro_resilience_breaker_open{target=\"redis\"}";
-    eventually("the breaker opens", || async { metric(&cache, open) > 0.0 }).await;
+    breaker_opens(&cache).await;
     let mut times = Vec::new();
     for id in 0..1_000_u64 {
         let started = Instant::now();
@@ -216,7 +249,7 @@ async fn with_the_breaker_open_a_call_is_decided_in_less_than_a_millisecond() {
     assert!(times[500] < Duration::from_millis(1), "{:?}", times[500]);
     place.start_again().await;
     healthy(&cache).await;
-    assert!(metric(&cache, open) < 1.0);
+    assert!(metric(&cache, BREAKER_OPEN) < 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

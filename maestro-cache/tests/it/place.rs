@@ -54,29 +54,36 @@ impl Dedicated {
     /// file brings them back, here the administrator does.
     pub(crate) async fn start_again(&self) {
         self.redis.start().await.unwrap();
-        let user = provision::redis::service_user(
-            self.sandbox.resources(),
-            &provision::redis::Server::default(),
-        );
-        let mut admin = self.admin().await;
-        let mut command = redis::Cmd::new();
-        for argument in user.set_user() {
-            command.arg(argument);
-        }
-        let () = command.query_async(&mut admin).await.unwrap();
+        tell_of_user(&self.redis, &self.sandbox).await;
     }
 
     /// The server's administrator.
     pub(crate) async fn admin(&self) -> MultiplexedConnection {
-        connect(self.redis.admin_url().expose()).await
+        admin_of(&self.redis).await
     }
+}
+
+/// The administrator of a server.
+pub(crate) async fn admin_of(server: &Server) -> MultiplexedConnection {
+    connect(server.admin_url().expose()).await
+}
+
+/// Makes the sandbox's user known to a server.
+pub(crate) async fn tell_of_user(server: &Server, sandbox: &Sandbox) {
+    let rules = provision::redis::Server::default();
+    let user = provision::redis::service_user(sandbox.resources(), &rules);
+    let mut command = redis::Cmd::new();
+    for argument in user.set_user() {
+        command.arg(argument);
+    }
+    let mut admin = admin_of(server).await;
+    let () = command.query_async(&mut admin).await.unwrap();
 }
 
 /// The administrator of the shared server, in the sandbox's database.
 pub(crate) async fn admin(sandbox: &Sandbox) -> MultiplexedConnection {
     let stack = Stack::builder().only([Service::Redis]).start().await;
-    let server = stack.unwrap().redis().unwrap();
-    let mut admin = connect(server.admin_url().expose()).await;
+    let mut admin = admin_of(&stack.unwrap().redis().unwrap()).await;
     let url = sandbox.environment();
     let (_, url) = url
         .iter()
@@ -143,6 +150,18 @@ pub(crate) async fn healthy(cache: &Cache) {
         );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// Waits until the cache's health tells of this problem.
+pub(crate) async fn says(cache: &Cache, problem: &str) {
+    let check = cache.health_check();
+    eventually(problem, || async {
+        let status = check.run().await;
+        status
+            .reason()
+            .is_some_and(|reason| reason.contains(problem))
+    })
+    .await;
 }
 
 /// The value of a series in the cache's metrics; 0 when there is none yet.
