@@ -93,8 +93,9 @@ impl Launcher {
                 .await
                 .is_ok();
             tracing::info!(settled, "the service is started");
-            health.started();
+            // In this order: whoever hears that the service is ready is not to find its routes closed.
             startup.send_replace(Startup::Done);
+            health.started();
         });
         Launching {
             task,
@@ -160,8 +161,7 @@ mod tests {
     use super::*;
     use crate::error::ErrorKind;
 
-    #[tokio::test]
-    async fn launches_run_in_order_and_the_first_failure_stops_them() {
+    fn health() -> HealthRegistry {
         let pairs = [
             ("MAESTRO_SERVICE_NAME", "orders"),
             ("MAESTRO_ENVIRONMENT", "test"),
@@ -169,7 +169,27 @@ mod tests {
         let identity = maestro_config::Environment::from_pairs(pairs)
             .read()
             .unwrap();
-        let health = HealthRegistry::new(&identity, &maestro_metrics::Registry::new(&identity));
+        HealthRegistry::new(&identity, &maestro_metrics::Registry::new(&identity))
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn whoever_sees_it_ready_finds_its_routes_open() {
+        for _ in 0..200 {
+            let (launcher, health) = (Launcher::new(), health());
+            let startup = launcher.watch();
+            let _launching = launcher.launch(health.clone());
+            let seen = tokio::task::spawn_blocking(move || {
+                while !health.report().ready {
+                    std::hint::spin_loop();
+                }
+                *startup.borrow()
+            });
+            assert_eq!(seen.await.unwrap(), Startup::Done);
+        }
+    }
+
+    #[tokio::test]
+    async fn launches_run_in_order_and_the_first_failure_stops_them() {
         let launcher = Launcher::new();
         let order = Arc::new(Mutex::new(Vec::new()));
         for (n, fails) in [(1, false), (2, true), (3, false)] {
@@ -185,7 +205,7 @@ mod tests {
                 })
             }));
         }
-        let error = launcher.launch(health).failed().await;
+        let error = launcher.launch(health()).failed().await;
         assert_eq!(error.to_string(), "checksum");
         assert_eq!(*order.lock(), [1, 2]);
         assert_eq!(*launcher.watch().borrow(), Startup::Failed);
