@@ -77,6 +77,7 @@ fn address(service: Service, url: &Secret<String>) -> Result<Address, Error> {
         }
     };
     Ok(Address {
+        tls_port: None,
         host: url.host_str().unwrap_or("127.0.0.1").to_owned(),
         port: url.port().unwrap_or(port),
         management: None,

@@ -24,6 +24,7 @@
 //! that mends it. A test that breaks the server itself asks for [`Stack::dedicated`].
 
 mod administer;
+mod authority;
 mod background;
 mod config;
 mod control;
@@ -48,6 +49,7 @@ mod stack;
 mod template;
 mod wire;
 
+pub use authority::{Authority, Certificate};
 pub use config::{DevServicesConfig, Source};
 pub use error::{Error, ErrorKind};
 pub use install::{Missing, install_command, missing};

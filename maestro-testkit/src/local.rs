@@ -3,6 +3,7 @@
 mod postgres;
 mod rabbitmq;
 mod redis;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

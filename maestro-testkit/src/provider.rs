@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::administer::Administrator;
+use crate::authority::Authority;
 use crate::config::{DevServicesConfig, Source};
 use crate::control::Control;
 use crate::error::{Error, ErrorKind};
@@ -27,6 +28,8 @@ pub(crate) struct Request<'a> {
     pub(crate) grace: Duration,
     /// Keep what was acknowledged over `kill -9` and a restart.
     pub(crate) durable: bool,
+    /// Whose certificates it shows and asks for, if it is to speak TLS too.
+    pub(crate) authority: Option<&'a Authority>,
     pub(crate) config: &'a DevServicesConfig,
 }
 
@@ -46,6 +49,7 @@ pub(crate) struct Wanted {
     pub(crate) config: DevServicesConfig,
     pub(crate) grace: Duration,
     pub(crate) durable: bool,
+    pub(crate) authority: Option<Authority>,
 }
 
 /// A server together with the lock that keeps it alive.
@@ -102,6 +106,7 @@ pub(crate) async fn obtain(service: Service, wanted: &Wanted) -> Result<Obtained
         directory: &directory,
         grace: wanted.grace,
         durable: wanted.durable,
+        authority: wanted.authority.as_ref(),
         config: &wanted.config,
     };
     let (record, control) = match start(&request).await {

@@ -154,6 +154,24 @@ impl Sandbox {
         })
     }
 
+    /// The same over TLS, on servers that were started
+    /// [`encrypted`](crate::StackBuilder::encrypted); the certificates' files are still to be named.
+    /// A server that speaks none is left out.
+    pub fn encrypted_environment(&self) -> Vec<(String, String)> {
+        let mut pairs = self.pairs(|service| {
+            let member = self.scope.members.get(&service)?;
+            member.running.address.tls_authority()
+        });
+        for (_, value) in &mut pairs {
+            for scheme in ["redis", "amqp"] {
+                if value.starts_with(&format!("{scheme}://")) {
+                    value.insert(scheme.len(), 's');
+                }
+            }
+        }
+        pairs
+    }
+
     /// The network between this sandbox and PostgreSQL.
     ///
     /// # Panics

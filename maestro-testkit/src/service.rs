@@ -62,6 +62,8 @@ pub enum Origin {
 pub(crate) struct Address {
     pub(crate) host: String,
     pub(crate) port: u16,
+    /// The port for TLS, if the server speaks it; PostgreSQL does on its only one.
+    pub(crate) tls_port: Option<u16>,
     /// RabbitMQ's management API.
     pub(crate) management: Option<(String, u16)>,
     /// Directory of PostgreSQL's socket, where the administrator needs no password.
@@ -75,6 +77,10 @@ pub(crate) struct Address {
 impl Address {
     pub(crate) fn authority(&self) -> String {
         authority(&self.host, self.port)
+    }
+
+    pub(crate) fn tls_authority(&self) -> Option<String> {
+        Some(authority(&self.host, self.tls_port?))
     }
 }
 
@@ -108,6 +114,8 @@ pub(crate) struct Record {
     pub(crate) origin: Origin,
     pub(crate) host: String,
     pub(crate) port: u16,
+    #[serde(default)]
+    pub(crate) tls_port: Option<u16>,
     pub(crate) management_port: Option<u16>,
     pub(crate) socket: Option<PathBuf>,
     pub(crate) user: String,
@@ -125,6 +133,7 @@ impl Record {
         Address {
             host: self.host.clone(),
             port: self.port,
+            tls_port: self.tls_port,
             management: self.management_port.map(|port| (self.host.clone(), port)),
             socket: self.socket.clone(),
             user: self.user.clone(),

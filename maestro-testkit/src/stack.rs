@@ -8,8 +8,9 @@ use std::time::Duration;
 use maestro_config::{Secret, ServiceName};
 
 use crate::administer::Administrator;
+use crate::authority::Authority;
 use crate::background;
-use crate::config::DevServicesConfig;
+use crate::config::{DevServicesConfig, Source};
 use crate::error::{Error, ErrorKind};
 use crate::home::{Home, Lock, Mode};
 use crate::provider::{Obtained, Wanted, obtain};
@@ -173,6 +174,7 @@ pub struct StackBuilder {
     config: Option<DevServicesConfig>,
     clone: Option<PathBuf>,
     never_given: bool,
+    authority: Option<Authority>,
 }
 
 impl Default for StackBuilder {
@@ -183,6 +185,7 @@ impl Default for StackBuilder {
             config: None,
             clone: None,
             never_given: false,
+            authority: None,
         }
     }
 }
@@ -220,21 +223,37 @@ impl StackBuilder {
         self
     }
 
+    /// Servers that speak TLS as well, with a certificate of this authority, and let only those in
+    /// there who show one: see [`Sandbox::encrypted_environment`]. For [`dedicated`](Self::dedicated)
+    /// servers, which are then programs of this machine.
+    pub fn encrypted(mut self, authority: &Authority) -> Self {
+        self.authority = Some(authority.clone());
+        self
+    }
+
     /// Joins or starts the shared servers.
     pub async fn start(self) -> Result<Stack, Error> {
+        if self.authority.is_some() {
+            let why = "servers that others share speak no TLS: ask for dedicated()";
+            return Err(Error::new(ErrorKind::Unsupported, why));
+        }
         let config = self.settings()?;
         let wanted = Wanted {
             home: self.home(&config)?,
             config,
             grace: self.grace,
             durable: false,
+            authority: None,
         };
         background::run(start(self.services, wanted, false)).await
     }
 
     /// Starts servers of this process' own.
     pub async fn dedicated(self) -> Result<Stack, Error> {
-        let config = self.settings()?;
+        let mut config = self.settings()?;
+        if self.authority.is_some() {
+            config.source = Source::Local;
+        }
         let home = self.home(&config)?;
         // Another run's, if it was killed before it could write down what it started.
         for sibling in home.dedicated_siblings() {
@@ -246,6 +265,7 @@ impl StackBuilder {
             config: config.without_given(),
             grace: Duration::ZERO,
             durable: true,
+            authority: self.authority,
         };
         background::run(start(self.services, wanted, true)).await
     }

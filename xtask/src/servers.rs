@@ -127,7 +127,7 @@ struct Program {
     is_server: bool,
 }
 
-const PROGRAMS: [Program; 9] = [
+const PROGRAMS: [Program; 8] = [
     Program {
         name: "PostgreSQL",
         package: "postgresql",
@@ -188,14 +188,6 @@ const PROGRAMS: [Program; 9] = [
         package: "libpython3-dev",
         files: &["/usr/lib/*/pkgconfig/python3.pc"],
         command: None,
-        is_server: false,
-    },
-    // Certificates for servers that are reached over TLS.
-    Program {
-        name: "OpenSSL",
-        package: "openssl",
-        files: &["/usr/bin/openssl"],
-        command: Some("openssl"),
         is_server: false,
     },
 ];

@@ -1,18 +1,17 @@
 //! Passwords that rotate, and TLS with an authority of one's own.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use maestro_cache::{Cache, CacheConfig, Region};
 use maestro_config::Environment;
-use tokio::process::{Child, Command};
+use maestro_testkit::{Authority, Sandbox, Service, Stack};
 
 use crate::place::{Report, admin, config, eventually, healthy, report, sandbox};
 
 /// Gives the service's user this password and hangs up on it.
-async fn rotate(sandbox: &maestro_testkit::Sandbox, password: &str) {
+async fn rotate(sandbox: &Sandbox, password: &str) {
     let mut admin = admin(sandbox).await;
     let user = sandbox.resources().redis_user();
     let () = redis::cmd("ACL")
@@ -96,140 +95,61 @@ async fn a_password_rotated_on_disk_is_taken_up_under_load_without_a_failed_requ
     }
 }
 
-/// A Redis that speaks TLS only, with an authority of its own.
+/// A Redis that speaks TLS, and the files to talk to it with.
 struct Encrypted {
+    sandbox: Sandbox,
     directory: tempfile::TempDir,
-    port: u16,
-    _server: Child,
 }
 
 impl Encrypted {
-    async fn start(client_certificates: bool) -> Self {
+    async fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let at = directory.path();
-        authority(at, "ca").await;
-        authority(at, "other").await;
-        signed(at, "server", "subjectAltName=IP:127.0.0.1,DNS:localhost").await;
-        signed(at, "client", "extendedKeyUsage=clientAuth").await;
-        let port = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        let path = |name: &str| at.join(name).to_str().unwrap().to_owned();
-        let server = Command::new("redis-server")
-            .args(["--port", "0", "--bind", "127.0.0.1", "--save", ""])
-            .args(["--tls-port", &port.to_string()])
-            .args(["--tls-cert-file", &path("server.pem")])
-            .args(["--tls-key-file", &path("server.key")])
-            .args(["--tls-ca-cert-file", &path("ca.pem")])
-            .args([
-                "--tls-auth-clients",
-                if client_certificates { "yes" } else { "no" },
-            ])
-            .args(["--requirepass", "canary", "--dir", at.to_str().unwrap()])
-            .stdout(std::process::Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
+        let authority = Authority::new().unwrap();
+        let stack = Stack::builder()
+            .only([Service::Redis])
+            .encrypted(&authority)
+            .dedicated()
+            .await
             .unwrap();
-        eventually("the server listens", || async {
-            tokio::net::TcpStream::connect(("127.0.0.1", port))
-                .await
-                .is_ok()
-        })
-        .await;
+        let at = directory.path();
+        authority.write(at, "ca").unwrap();
+        authority
+            .client("reports")
+            .unwrap()
+            .write(at, "client")
+            .unwrap();
+        Authority::new().unwrap().write(at, "other").unwrap();
         Self {
+            sandbox: stack.sandbox("reports").await.unwrap(),
             directory,
-            port,
-            _server: server,
         }
     }
 
-    fn path(&self, name: &str) -> String {
-        self.directory
-            .path()
-            .join(name)
-            .to_str()
-            .unwrap()
-            .to_owned()
+    fn password(&self) -> String {
+        let pairs = self.sandbox.environment();
+        let url = pairs.iter().find(|(name, _)| name == "MAESTRO_CACHE_URL");
+        let url: url::Url = url.unwrap().1.parse().unwrap();
+        url.password().unwrap().to_owned()
     }
 
     fn config(&self, host: &str, files: &[(&str, &str)]) -> CacheConfig {
-        let mut pairs = vec![
-            ("MAESTRO_SERVICE_NAME".to_owned(), "reports".to_owned()),
-            (
-                "MAESTRO_CACHE_URL".to_owned(),
-                format!("rediss://:canary@{host}:{}/0", self.port),
-            ),
-        ];
-        for (variable, file) in files {
-            pairs.push((format!("MAESTRO_CACHE_TLS_{variable}"), self.path(file)));
+        let mut pairs = self.sandbox.encrypted_environment();
+        for (name, value) in &mut pairs {
+            if name == "MAESTRO_CACHE_URL" {
+                let mut url: url::Url = value.parse().unwrap();
+                url.set_host(Some(host)).unwrap();
+                *value = url.into();
+            }
         }
-        Environment::from_pairs(pairs).read().unwrap()
+        let files = files.iter().map(|(variable, file)| {
+            let path = self.directory.path().join(file);
+            let variable = format!("MAESTRO_CACHE_TLS_{variable}");
+            (variable, path.to_str().unwrap().to_owned())
+        });
+        Environment::from_pairs(pairs.into_iter().chain(files))
+            .read()
+            .unwrap()
     }
-}
-
-async fn openssl(at: &Path, arguments: &[&str]) {
-    let output = Command::new("openssl")
-        .args(arguments)
-        .current_dir(at)
-        .output()
-        .await
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-const KEY: [&str; 5] = [
-    "-newkey",
-    "ec",
-    "-pkeyopt",
-    "ec_paramgen_curve:prime256v1",
-    "-nodes",
-];
-
-async fn authority(at: &Path, name: &str) {
-    let (key, certificate) = (format!("{name}.key"), format!("{name}.pem"));
-    let subject = format!("/CN={name}");
-    let mut arguments = vec!["req", "-x509", "-days", "2", "-subj", &subject];
-    arguments.extend(KEY);
-    arguments.extend(["-keyout", &key, "-out", &certificate]);
-    openssl(at, &arguments).await;
-}
-
-async fn signed(at: &Path, name: &str, extension: &str) {
-    let (key, request) = (format!("{name}.key"), format!("{name}.csr"));
-    let (certificate, extensions) = (format!("{name}.pem"), format!("{name}.ext"));
-    let subject = format!("/CN={name}");
-    let mut arguments = vec!["req", "-subj", &subject];
-    arguments.extend(KEY);
-    arguments.extend(["-keyout", &key, "-out", &request]);
-    openssl(at, &arguments).await;
-    std::fs::write(at.join(&extensions), format!("{extension}\n")).unwrap();
-    openssl(
-        at,
-        &[
-            "x509",
-            "-req",
-            "-in",
-            &request,
-            "-CA",
-            "ca.pem",
-            "-CAkey",
-            "ca.key",
-            "-CAcreateserial",
-            "-days",
-            "2",
-            "-extfile",
-            &extensions,
-            "-out",
-            &certificate,
-        ],
-    )
-    .await;
 }
 
 async fn round_trip(config: CacheConfig) -> Result<(), maestro_cache::Error> {
@@ -243,31 +163,22 @@ async fn round_trip(config: CacheConfig) -> Result<(), maestro_cache::Error> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_is_trusted_by_our_own_authority_and_by_no_other() {
-    let server = Encrypted::start(false).await;
-    let own = server.config("127.0.0.1", &[("CA", "ca.pem")]);
-    round_trip(own).await.unwrap();
-    let by_name = server.config("localhost", &[("CA", "ca.pem")]);
-    round_trip(by_name).await.unwrap();
-    let other = server.config("127.0.0.1", &[("CA", "other.pem")]);
+async fn server_and_client_trust_each_other_by_our_own_authority_and_by_no_other() {
+    let server = Encrypted::start().await;
+    let files = |ca| [("CA", ca), ("CERT", "client.pem"), ("KEY", "client.key")];
+    for host in ["127.0.0.1", "localhost"] {
+        round_trip(server.config(host, &files("ca.pem")))
+            .await
+            .unwrap();
+    }
+    let other = server.config("127.0.0.1", &files("other.pem"));
     let error = round_trip(other).await.unwrap_err();
     assert!(error.is_transient(), "{error:?}");
-    assert!(!format!("{error:?}").contains("canary"));
+    assert!(!format!("{error:?}").contains(&server.password()));
     // The system's authorities do not know it either.
-    assert!(round_trip(server.config("127.0.0.1", &[])).await.is_err());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_client_proves_itself_by_its_certificate() {
-    let server = Encrypted::start(true).await;
-    let files = [
-        ("CA", "ca.pem"),
-        ("CERT", "client.pem"),
-        ("KEY", "client.key"),
-    ];
-    round_trip(server.config("127.0.0.1", &files))
-        .await
-        .unwrap();
-    let without = server.config("127.0.0.1", &[("CA", "ca.pem")]);
+    let system = server.config("127.0.0.1", &files("ca.pem")[1..]);
+    assert!(round_trip(system).await.is_err());
+    // A client without a certificate is nobody.
+    let without = server.config("127.0.0.1", &files("ca.pem")[..1]);
     assert!(round_trip(without).await.is_err());
 }

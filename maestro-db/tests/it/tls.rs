@@ -1,62 +1,27 @@
 //! TLS with a certificate authority of one's own, and a client certificate, against a real server.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use maestro_config::Environment;
 use maestro_db::{Db, DbConfig, ErrorKind};
-use maestro_testkit::{Sandbox, Stack};
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
-};
+use maestro_testkit::{Authority, Sandbox, Stack};
 use sqlx::{Connection as _, PgConnection};
 
 use crate::support::{dedicated, eventually};
-
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    pem: String,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.distinguished_name.push(DnType::CommonName, "tests");
-        let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        Self {
-            issuer: Issuer::new(params, key),
-            pem,
-        }
-    }
-
-    /// Certificate and key, PEM.
-    fn issue(&self, name: &str, usage: ExtendedKeyUsagePurpose) -> (String, String) {
-        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.extended_key_usages = vec![usage];
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        (certificate.pem(), key.serialize_pem())
-    }
-}
 
 /// A server that lets services in with a certificate alone, and the administrator as ever.
 async fn server_with_tls(stack: &Stack, authority: &Authority) {
     let url = stack.postgres().unwrap().admin_url();
     let mut admin = PgConnection::connect(url.expose()).await.unwrap();
-    let (certificate, key) = authority.issue("server", ExtendedKeyUsagePurpose::ServerAuth);
+    let server = authority.server().unwrap();
     let hba = "local all all trust\n\
          host all postgres all scram-sha-256\n\
          hostssl all all all scram-sha-256 clientcert=verify-full\n";
     for (file, text) in [
-        ("server.crt", certificate.as_str()),
-        ("server.key", key.as_str()),
-        ("ca.crt", authority.pem.as_str()),
+        ("server.crt", server.pem()),
+        ("server.key", server.key()),
+        ("ca.crt", authority.pem()),
         ("pg_hba.conf", hba),
     ] {
         // Written by the server, so that the files are its own wherever it runs.
@@ -70,7 +35,7 @@ async fn server_with_tls(stack: &Stack, authority: &Authority) {
     execute(&mut admin, "alter system set ssl = on").await;
     execute(&mut admin, "select pg_reload_conf()").await;
     admin.close().await.unwrap();
-    eventually("TLS is on", Duration::from_secs(10), async || {
+    eventually("TLS is on", Duration::from_secs(30), async || {
         let Ok(mut admin) = PgConnection::connect(url.expose()).await else {
             return false;
         };
@@ -106,18 +71,14 @@ fn config(sandbox: &Sandbox, settings: &[(&str, &Path)]) -> DbConfig {
 #[tokio::test]
 async fn the_servers_certificate_is_verified_and_ours_is_shown() {
     let (stack, sandbox) = dedicated().await;
-    let authority = Authority::new();
+    let authority = Authority::new().unwrap();
     server_with_tls(&stack, &authority).await;
     let directory = tempfile::tempdir().unwrap();
-    let write = |name: &str, text: &str| -> PathBuf {
-        let path = directory.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        path
-    };
+    let directory = directory.path();
     let role = config(&sandbox, &[]).role().to_owned();
-    let ca = write("ca.pem", &authority.pem);
-    let (certificate, key) = authority.issue(&role, ExtendedKeyUsagePurpose::ClientAuth);
-    let (cert, key) = (write("client.pem", &certificate), write("client.key", &key));
+    let ca = authority.write(directory, "ca").unwrap();
+    let issue = || authority.client(&role).unwrap().write(directory, "client");
+    let (cert, key) = issue().unwrap();
 
     let db = Db::connect(config(
         &sandbox,
@@ -141,12 +102,10 @@ async fn the_servers_certificate_is_verified_and_ours_is_shown() {
     // A renewed certificate is taken up by the next connection.
     let serial = "select client_serial::text from pg_stat_ssl where pid = pg_backend_pid()";
     let first: String = sqlx::query_scalar(serial).fetch_one(&db).await.unwrap();
-    let (renewed, renewed_key) = authority.issue(&role, ExtendedKeyUsagePurpose::ClientAuth);
-    write("client.pem", &renewed);
-    write("client.key", &renewed_key);
+    issue().unwrap();
     eventually(
         "the new one is shown",
-        Duration::from_secs(10),
+        Duration::from_secs(30),
         async || {
             let mut tx = db.begin().await.unwrap();
             // Closes the connection afterwards.
@@ -163,7 +122,7 @@ async fn the_servers_certificate_is_verified_and_ours_is_shown() {
         .await
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
-    let other = write("other.pem", &Authority::new().pem);
+    let other = Authority::new().unwrap().write(directory, "other").unwrap();
     let error = Db::connect(config(
         &sandbox,
         &[("CA", &other), ("CERT", &cert), ("KEY", &key)],

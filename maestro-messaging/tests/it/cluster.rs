@@ -17,7 +17,7 @@ use crate::support::{Placed, eventually, publish_for_sure, within};
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_loses_nothing_while_each_of_its_nodes_is_killed_in_turn() {
     const TASKS: u64 = 20;
-    let mut cluster = Nodes::start(3, "").await;
+    let mut cluster = Nodes::start(3).await;
     let urls: Vec<_> = cluster
         .all
         .iter()

@@ -1,4 +1,4 @@
-//! RabbitMQ nodes of the test's own, for what no shared server can be asked: a cluster, TLS.
+//! RabbitMQ nodes of the test's own, for what no shared server can be asked: a cluster.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -31,8 +31,8 @@ pub struct Node {
 const BINARIES: &str = "/usr/lib/rabbitmq/bin";
 
 impl Nodes {
-    /// Starts so many nodes; `settings` are added to the configuration of each.
-    pub async fn start(count: usize, settings: &str) -> Self {
+    /// Starts so many nodes.
+    pub async fn start(count: usize) -> Self {
         assert!(
             Path::new(BINARIES).join("rabbitmq-server").exists(),
             "this test starts RabbitMQ nodes: install rabbitmq-server"
@@ -62,7 +62,7 @@ impl Nodes {
             .map(|[port, _]| format!("n{port}@localhost"))
             .collect();
         for ([port, distribution], name) in ports.iter().zip(&names) {
-            let node = nodes.prepare(*port, *distribution, name, &names, settings);
+            let node = nodes.prepare(*port, *distribution, name, &names);
             nodes.all.push(node);
         }
         for node in &mut nodes.all {
@@ -78,20 +78,12 @@ impl Nodes {
         nodes
     }
 
-    fn prepare(
-        &self,
-        port: u16,
-        distribution: u16,
-        name: &str,
-        names: &[String],
-        settings: &str,
-    ) -> Node {
+    fn prepare(&self, port: u16, distribution: u16, name: &str, names: &[String]) -> Node {
         let home = self.directory.path().join(name);
         std::fs::create_dir(&home).unwrap();
-        let mut text = format!(
-            "loopback_users = none\ndisk_free_limit.absolute = 50MB\n\
-             raft.wal_max_size_bytes = 33554432\n{settings}\n"
-        );
+        let mut text = "loopback_users = none\ndisk_free_limit.absolute = 50MB\n\
+             raft.wal_max_size_bytes = 33554432\n"
+            .to_owned();
         if names.len() > 1 {
             text.push_str("cluster_formation.peer_discovery_backend = classic_config\n");
             for (index, name) in names.iter().enumerate() {
@@ -181,7 +173,7 @@ impl Node {
     }
 }
 
-pub fn free_ports<const N: usize>() -> [u16; N] {
+fn free_ports<const N: usize>() -> [u16; N] {
     let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
     listeners.map(|listener| listener.local_addr().unwrap().port())
 }

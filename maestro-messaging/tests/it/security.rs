@@ -1,16 +1,13 @@
 //! Passwords that rotate, and TLS with an authority of one's own.
 
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use maestro_config::Environment;
 use maestro_messaging::{ErrorKind, Messaging, MessagingConfig};
 use maestro_metrics::HealthState;
-use maestro_testkit::{Service, Stack};
+use maestro_testkit::{Authority, Service, Stack};
 use serde_json::json;
 
-use crate::nodes::Nodes;
 use crate::support::{Placed, eventually, placed};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -77,27 +74,29 @@ async fn change_password(broker: &maestro_testkit::Server, user: &str, password:
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_with_an_own_authority_and_a_client_certificate_keeps_others_out() {
+    let authority = Authority::new().unwrap();
+    let stack = Stack::builder()
+        .only([Service::Rabbitmq])
+        .encrypted(&authority)
+        .dedicated()
+        .await
+        .unwrap();
+    let sandbox = stack.sandbox("orders").await.unwrap();
     let certificates = tempfile::tempdir().unwrap();
-    issue(certificates.path());
-    let path = |name: &str| certificates.path().join(name).to_str().unwrap().to_owned();
-    let [port] = crate::nodes::free_ports();
-    let settings = format!(
-        "listeners.ssl.1 = 127.0.0.1:{port}\n\
-         ssl_options.cacertfile = {}\nssl_options.certfile = {}\nssl_options.keyfile = {}\n\
-         ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true\n",
-        path("ca.pem"),
-        path("server.pem"),
-        path("server.key"),
-    );
-    let _node = Nodes::start(1, &settings).await;
-    let url = format!("amqps://guest:guest@localhost:{port}/%2F");
+    let at = certificates.path();
+    authority.write(at, "ca").unwrap();
+    authority
+        .client("orders")
+        .unwrap()
+        .write(at, "client")
+        .unwrap();
+    Authority::new().unwrap().write(at, "stranger").unwrap();
+    let path = |name: &str| at.join(name).to_str().unwrap().to_owned();
     let client = async |extra: &[(&str, String)]| {
-        let mut pairs = vec![
-            ("MAESTRO_SERVICE_NAME", "orders".to_owned()),
-            ("MAESTRO_ENVIRONMENT", "test".to_owned()),
-            ("MAESTRO_MESSAGING_URL", url.clone()),
-        ];
-        pairs.extend_from_slice(extra);
+        let extra = extra
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), value.clone()));
+        let pairs = sandbox.encrypted_environment().into_iter().chain(extra);
         let config: MessagingConfig = Environment::from_pairs(pairs).read().unwrap();
         Messaging::connect(config).await.unwrap()
     };
@@ -141,41 +140,4 @@ async fn tls_with_an_own_authority_and_a_client_certificate_keeps_others_out() {
         assert_eq!(health.state(), HealthState::Unhealthy, "{what}");
         messaging.close().await;
     }
-}
-
-/// An authority, certificates of server and client, and an authority that issued neither.
-fn issue(directory: &Path) {
-    let extensions = "subjectAltName=DNS:localhost,IP:127.0.0.1\n";
-    std::fs::write(directory.join("extensions"), extensions).unwrap();
-    for authority in ["ca", "stranger"] {
-        openssl(
-            directory,
-            &format!(
-                "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN={authority} -keyout {authority}.key -out {authority}.pem"
-            ),
-        );
-    }
-    for name in ["server", "client"] {
-        openssl(
-            directory,
-            &format!(
-                "req -newkey rsa:2048 -nodes -subj /CN={name} -keyout {name}.key -out {name}.csr"
-            ),
-        );
-        openssl(
-            directory,
-            &format!(
-                "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile extensions -out {name}.pem"
-            ),
-        );
-    }
-}
-
-fn openssl(directory: &Path, arguments: &str) {
-    let output = Command::new("openssl")
-        .args(arguments.split(' '))
-        .current_dir(directory)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{arguments}: {output:?}");
 }

@@ -102,6 +102,7 @@ fn record(service: Service, user: &str, database: &str, password: String, port: 
         origin: Origin::Docker,
         host: "127.0.0.1".to_owned(),
         port,
+        tls_port: None,
         management_port: None,
         socket: None,
         user: user.to_owned(),

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::{Plan, first_executable, free_ports, in_path, is_executable, password, write_private};
+use super::{
+    Plan, first_executable, free_ports, in_path, is_executable, password, tls, write_private,
+};
 use crate::error::{Error, ErrorKind};
 use crate::provider::Request;
 use crate::service::{Origin, Record, Service};
@@ -14,6 +16,11 @@ use crate::settings;
 /// Sockets are for this user and root alone: no password is asked there. Everybody else comes by
 /// TCP and shows one.
 const HBA: &str = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n";
+
+/// The same for clients without TLS; with it they show a certificate too.
+const HBA_WITH_TLS: &str = "local all all trust\n\
+     hostnossl all all 127.0.0.1/32 scram-sha-256\n\
+     hostssl all all 127.0.0.1/32 scram-sha-256 clientcert=verify-ca\n";
 
 /// The newest version installed, by Debian's layout, else the one in `PATH`.
 pub(super) fn find() -> Option<PathBuf> {
@@ -42,13 +49,24 @@ pub(super) async fn plan(
     let data = directory.join("data");
     let password = password();
     initdb(directory, binary, &data, &password, account).await?;
-    write_private(&data.join("pg_hba.conf"), HBA, account)?;
+    let encrypted = request.authority.is_some();
+    let hba = if encrypted { HBA_WITH_TLS } else { HBA };
+    write_private(&data.join("pg_hba.conf"), hba, account)?;
     let mut settings = vec![
         ("port", port.to_string()),
         ("listen_addresses", "127.0.0.1".to_owned()),
         ("unix_socket_directories", directory.display().to_string()),
         ("unix_socket_permissions", "0700".to_owned()),
     ];
+    if let Some(authority) = request.authority {
+        let files = tls::write(authority, &data, account)?;
+        settings.extend([
+            ("ssl", "on".to_owned()),
+            ("ssl_ca_file", files.ca.display().to_string()),
+            ("ssl_cert_file", files.certificate.display().to_string()),
+            ("ssl_key_file", files.key.display().to_string()),
+        ]);
+    }
     let everywhere = settings::postgres(request.durable);
     settings.extend(
         everywhere
@@ -66,6 +84,7 @@ pub(super) async fn plan(
             origin: Origin::Local,
             host: "127.0.0.1".to_owned(),
             port,
+            tls_port: encrypted.then_some(port),
             management_port: None,
             socket: Some(directory.to_owned()),
             user: "postgres".to_owned(),

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Plan, first_executable, free_ports, in_path, password, write_private};
+use super::{Plan, first_executable, free_ports, in_path, password, tls, write_private};
 use crate::error::Error;
 use crate::provider::Request;
 use crate::service::{Origin, Record, Service};
@@ -26,12 +26,26 @@ pub(super) fn find() -> Option<PathBuf> {
 }
 
 pub(super) fn plan(request: &Request<'_>, binary: &Path) -> Result<Plan, Error> {
-    let [port, management, distribution, mapper] = free_ports()?;
+    let [port, tls_port, management, distribution, mapper] = free_ports()?;
     let directory = request.directory;
     let password = password();
     let user = "maestro";
+    let tls = match request.authority {
+        None => String::new(),
+        Some(authority) => {
+            let files = tls::write(authority, directory, None)?;
+            format!(
+                "listeners.ssl.1 = 127.0.0.1:{tls_port}\n\
+                 ssl_options.cacertfile = {}\nssl_options.certfile = {}\nssl_options.keyfile = {}\n\
+                 ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true\n",
+                files.ca.display(),
+                files.certificate.display(),
+                files.key.display(),
+            )
+        }
+    };
     let settings = format!(
-        "{}management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management}\n",
+        "{}management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management}\n{tls}",
         settings::rabbitmq(user, &password)
     );
     let file = directory.join("rabbitmq.conf");
@@ -71,6 +85,7 @@ pub(super) fn plan(request: &Request<'_>, binary: &Path) -> Result<Plan, Error> 
             origin: Origin::Local,
             host: "127.0.0.1".to_owned(),
             port,
+            tls_port: request.authority.map(|_| tls_port),
             management_port: Some(management),
             socket: None,
             user: user.to_owned(),

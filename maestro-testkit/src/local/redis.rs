@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Plan, first_executable, free_ports, in_path, password, write_private};
+use super::{Plan, first_executable, free_ports, in_path, password, tls, write_private};
 use crate::error::Error;
 use crate::provider::Request;
 use crate::service::{Origin, Record, Service};
@@ -18,11 +18,23 @@ pub(super) fn find() -> Option<PathBuf> {
 }
 
 pub(super) fn plan(request: &Request<'_>, binary: &Path) -> Result<Plan, Error> {
-    let [port] = free_ports()?;
+    let [port, tls_port] = free_ports()?;
     let directory = request.directory;
     let password = password();
+    let tls = match request.authority {
+        None => String::new(),
+        Some(authority) => {
+            let files = tls::write(authority, directory, None)?;
+            format!(
+                "tls-port {tls_port}\ntls-ca-cert-file {}\ntls-cert-file {}\ntls-key-file {}\n",
+                files.ca.display(),
+                files.certificate.display(),
+                files.key.display(),
+            )
+        }
+    };
     let settings = format!(
-        "bind 127.0.0.1\nport {port}\ndir {}\n{}",
+        "bind 127.0.0.1\nport {port}\ndir {}\n{}{tls}",
         directory.display(),
         settings::redis(request.durable, &password)
     );
@@ -34,6 +46,7 @@ pub(super) fn plan(request: &Request<'_>, binary: &Path) -> Result<Plan, Error> 
             origin: Origin::Local,
             host: "127.0.0.1".to_owned(),
             port,
+            tls_port: request.authority.map(|_| tls_port),
             management_port: None,
             socket: None,
             user: "default".to_owned(),
