@@ -19,7 +19,7 @@ pub fn markdown(catalogues: &[&Catalogue]) -> String {
     for catalogue in catalogues {
         let _ = write!(
             page,
-            "\n## {}\n\n| metric | kind | labels | what it says |\n| --- | --- | --- | --- |\n",
+            "\n## {}\n\n| metric | kind | labels | meaning |\n| --- | --- | --- | --- |\n",
             catalogue.owner
         );
         for metric in catalogue.metrics {
@@ -27,9 +27,9 @@ pub fn markdown(catalogues: &[&Catalogue]) -> String {
                 page,
                 "| `{}` | {} | {} | {} |",
                 metric.name,
-                metric.kind.as_str(),
+                kind(metric),
                 labels(metric),
-                says(metric)
+                meaning(metric)
             );
         }
     }
@@ -62,16 +62,22 @@ pub fn faults(catalogues: &[&Catalogue]) -> Vec<String> {
 
 fn introduction() -> String {
     format!(
-        "# Metrics\n\n\
-         Generated from the declarations in the crates; `cargo xtask docs` writes it, and CI fails \
-         when it is out of date.\n\n\
+        "<!-- Generated from the code's catalogues by `cargo xtask docs`; edits are lost. -->\n\
+         # Metrics\n\n\
          Every series also has the labels `service`, `team` and `environment` of the service that \
          exposes it: scrape with `honor_labels: true`. A family has a limit of series; what exceeds \
          it is counted under the label value `_overflow`, in `maestro_metrics_overflow_total`, and \
-         in one log line. Names marked *development* follow version {SEMANTIC_CONVENTIONS} of the \
+         in one log line. Names marked *in development* follow version {SEMANTIC_CONVENTIONS} of the \
          OpenTelemetry semantic conventions, where they are not final yet. Histograms of durations \
          keep the trace of a sampled request as the exemplar of its bucket (OpenMetrics only).\n"
     )
+}
+
+fn kind(metric: &Description) -> String {
+    match metric.unit.as_str() {
+        "" => metric.kind.as_str().to_owned(),
+        unit => format!("{}, {unit}", metric.kind.as_str()),
+    }
 }
 
 fn labels(metric: &Description) -> String {
@@ -89,14 +95,14 @@ fn labels(metric: &Description) -> String {
     labels.join(", ")
 }
 
-fn says(metric: &Description) -> String {
+fn meaning(metric: &Description) -> String {
     // A pipe would end the cell.
     let mut text = metric.help.replace('|', "\\|").replace('\n', " ");
     if metric.kind == Kind::Gauge && metric.unit == Unit::Ratio {
         text.push_str(" From 0 to 1.");
     }
     if metric.stability == Stability::Development {
-        text.push_str(" *Development.*");
+        text.push_str(" *In development.*");
     }
     text
 }
@@ -118,7 +124,7 @@ fn buckets(catalogues: &[&Catalogue]) -> String {
     if sets.is_empty() {
         return String::new();
     }
-    let mut text = "\n## Buckets\n\n| upper bounds | of |\n| --- | --- |\n".to_owned();
+    let mut text = "\n## Buckets\n\n| upper bounds | histograms |\n| --- | --- |\n".to_owned();
     for (bounds, names) in sets {
         let bounds: Vec<String> = bounds.iter().map(f64::to_string).collect();
         let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
@@ -150,8 +156,8 @@ mod tests {
         for part in [
             "## first\n",
             "| `a_total` | counter | `kind`, `tenant` (busiest 20) | As \\| bs. |",
-            "| `b_seconds` | histogram | none | Bs. *Development.* |",
-            "| `c_ratio` | gauge | none | Cs. From 0 to 1. |",
+            "| `b_seconds` | histogram, seconds | none | Bs. *In development.* |",
+            "| `c_ratio` | gauge, ratio | none | Cs. From 0 to 1. |",
             "| 0.005 0.01 0.025 0.05 0.075 0.1 0.25 0.5 0.75 1 2 2.5 5 7.5 10 | `b_seconds` |",
         ] {
             assert!(page.contains(part), "{part}\n{page}");
