@@ -1,13 +1,15 @@
 //! Clients that press a service while something happens to it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::process::{http, percentile};
+use anyhow::Result;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
+
+use crate::process::{http, percentile, until};
 
 /// What became of the requests of a [`Load`].
 #[derive(Debug, Default)]
@@ -33,6 +35,7 @@ impl Outcome {
 #[derive(Debug)]
 pub struct Load {
     stop: Arc<AtomicBool>,
+    answers: Arc<AtomicUsize>,
     tasks: JoinSet<Outcome>,
 }
 
@@ -54,6 +57,7 @@ impl Load {
 
     fn start(tasks: usize, method: &Method, url: &str, body: &Value) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
+        let answers = Arc::new(AtomicUsize::new(0));
         let mut set = JoinSet::new();
         // Made once, because reading the roots of trust takes longer than many requests. It opens as many
         // connections as there are requests at a time.
@@ -65,9 +69,22 @@ impl Load {
                 url.to_owned(),
                 body.clone(),
                 stop.clone(),
+                answers.clone(),
             ));
         }
-        Self { stop, tasks: set }
+        Self {
+            stop,
+            answers,
+            tasks: set,
+        }
+    }
+
+    /// Waits until so many requests were answered.
+    pub async fn answered(&self, requests: usize, within: Duration) -> Result<()> {
+        until(within, "answers", async || {
+            Ok((self.answers.load(Ordering::Relaxed) >= requests).then_some(()))
+        })
+        .await
     }
 
     /// Stops and gives the account of all tasks.
@@ -90,12 +107,11 @@ async fn press(
     url: String,
     body: Value,
     stop: Arc<AtomicBool>,
+    answers: Arc<AtomicUsize>,
 ) -> Outcome {
     let mut outcome = Outcome::default();
     while !stop.load(Ordering::Relaxed) {
-        let mut request = client
-            .request(method.clone(), &url)
-            .timeout(Duration::from_secs(15));
+        let mut request = client.request(method.clone(), &url).timeout(PATIENCE);
         if !body.is_null() {
             request = request.json(&body);
         }
@@ -118,6 +134,11 @@ async fn press(
             Err(error) => outcome.broken.push(format!("{status}: {error:?}")),
         }
         outcome.took.push(started.elapsed());
+        answers.fetch_add(1, Ordering::Relaxed);
     }
     outcome
 }
+
+/// Longest wait of one client for its answer: longer than every deadline of the services, when many
+/// clients share a busy machine.
+const PATIENCE: Duration = Duration::from_mins(1);

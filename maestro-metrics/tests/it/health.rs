@@ -110,12 +110,9 @@ async fn a_dependency_that_hangs_does_not_slow_the_endpoints() {
         );
     }
     let took = start.elapsed();
-    assert!(
-        took < Duration::from_secs(10),
-        "1,000 answers took {took:?}"
-    );
+    assert!(took < Duration::from_mins(1), "1,000 answers took {took:?}");
     // Ends also while a check hangs.
-    tokio::time::timeout(Duration::from_secs(5), health.stop())
+    tokio::time::timeout(Duration::from_secs(30), health.stop())
         .await
         .unwrap();
 }

@@ -166,7 +166,7 @@ async fn a_call_that_changes_something_is_sent_once_unless_it_is_marked() {
 async fn the_deadline_covers_all_attempts_and_the_waits() {
     let registry = Registry::detached();
     let server = Server::start([Act::Answer(503), Act::Hang]).await;
-    let layer = ClientLayer::new(&registry).deadline(Duration::from_millis(600));
+    let layer = ClientLayer::new(&registry).deadline(Duration::from_secs(3));
     let start = Instant::now();
     let error = client(&layer)
         .oneshot(server.request(Method::GET))
@@ -174,7 +174,7 @@ async fn the_deadline_covers_all_attempts_and_the_waits() {
         .unwrap_err();
     let took = start.elapsed();
     assert!(
-        took >= Duration::from_millis(590) && took < Duration::from_secs(3),
+        took >= Duration::from_millis(2_990) && took < Duration::from_secs(30),
         "{took:?}"
     );
     assert_eq!(error.kind(), ErrorKind::Timeout);
@@ -198,7 +198,7 @@ async fn five_failures_open_the_breaker_of_that_target_alone_and_a_probe_closes_
     let registry = Registry::detached();
     let server = Server::start(std::iter::repeat_n(Act::Answer(500), 5)).await;
     let other = Server::start([]).await;
-    let longest = Duration::from_millis(300);
+    let longest = Duration::from_secs(5);
     let layer = ClientLayer::new(&registry).breaker(5, Duration::from_secs(30), longest);
     let client = client(&layer);
     for _ in 0..5 {
@@ -225,7 +225,7 @@ async fn five_failures_open_the_breaker_of_that_target_alone_and_a_probe_closes_
             .is_ok()
     );
 
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(30);
     while client
         .clone()
         .oneshot(server.request(Method::GET))

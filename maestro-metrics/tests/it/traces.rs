@@ -151,13 +151,13 @@ async fn callers_decide_whether_a_trace_is_sampled() {
 async fn failed_and_slow_roots_are_exported_though_unsampled() {
     let variables = [
         ("MAESTRO_TRACING_SAMPLE_RATIO", "0"),
-        ("MAESTRO_TRACING_SLOW", "20ms"),
+        ("MAESTRO_TRACING_SLOW", "1s"),
     ];
     let (service, collector) = exporting(&variables).await;
     async { tracing::error!("no such table") }
         .instrument(info_span!("failed"))
         .await;
-    let pause = tokio::time::sleep(Duration::from_millis(30));
+    let pause = tokio::time::sleep(Duration::from_millis(1_100));
     pause.instrument(info_span!("slow")).await;
     async {}.instrument(info_span!("quick")).await;
     let registry = service.registry.clone();

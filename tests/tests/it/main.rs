@@ -16,6 +16,7 @@ mod provisioning;
 mod readme;
 mod secrets;
 mod soak;
+mod tls;
 
 use std::path::PathBuf;
 use std::time::Duration;

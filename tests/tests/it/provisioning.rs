@@ -36,11 +36,13 @@ struct Administrator {
 }
 
 impl Administrator {
-    /// Of PostgreSQL servers of this test's own: roles are server-wide.
-    async fn of(stack: &Stack) -> Self {
+    /// Of the PostgreSQL that tests share: roles are server-wide, so each test has names of its own.
+    async fn start() -> (Stack, Self) {
+        let stack = Stack::builder().only([Service::Postgres]);
+        let stack = stack.start().await.unwrap();
         let url = stack.postgres().unwrap().admin_url().expose().clone();
         let client = connect(&url).await;
-        Self { url, client }
+        (stack, Self { url, client })
     }
 
     /// As another role, in another database.
@@ -99,12 +101,7 @@ impl Administrator {
 
 #[tokio::test]
 async fn provisioning_converges_whatever_was_there_before() {
-    let stack = Stack::builder()
-        .only([Service::Postgres])
-        .start()
-        .await
-        .unwrap();
-    let administrator = Administrator::of(&stack).await;
+    let (_stack, administrator) = Administrator::start().await;
     let resources = resources("drifting", "converge");
     administrator.run(&postgres::drop_steps(&resources)).await;
     administrator
@@ -151,12 +148,7 @@ async fn provisioning_converges_whatever_was_there_before() {
 
 #[tokio::test]
 async fn awkward_passwords_log_in_and_what_the_migrator_makes_is_the_owners() {
-    let stack = Stack::builder()
-        .only([Service::Postgres])
-        .start()
-        .await
-        .unwrap();
-    let administrator = Administrator::of(&stack).await;
+    let (stack, administrator) = Administrator::start().await;
     let resources = resources("awkward", "password");
     administrator
         .run(&postgres::service_steps(&resources))
@@ -185,12 +177,7 @@ async fn awkward_passwords_log_in_and_what_the_migrator_makes_is_the_owners() {
 
 #[tokio::test]
 async fn an_administrator_without_superuser_rights_provisions_too() {
-    let stack = Stack::builder()
-        .only([Service::Postgres])
-        .start()
-        .await
-        .unwrap();
-    let superuser = Administrator::of(&stack).await;
+    let (stack, superuser) = Administrator::start().await;
     let create = "DO $$ BEGIN
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'lesser_admin') THEN
           CREATE ROLE lesser_admin LOGIN CREATEDB CREATEROLE PASSWORD 'lesser';
