@@ -25,6 +25,8 @@ const OPERATION_DURATION: Metric<Histogram, 8> = Metric::seconds(
 
 const POOL: &str = "db_client_connection_pool_name";
 
+/// The conventions' `…connection.count` would end in `_count`, which Prometheus keeps for histograms
+/// (`docs/adr/0053-connections-instead-of-count.md`).
 const CONNECTIONS: Metric<Gauge, 2> = Metric::gauge(
     "db_client_connections",
     "Open connections, by state: idle or used.",
@@ -35,6 +37,12 @@ const CONNECTIONS_MAX: Metric<Gauge, 1> =
     Metric::gauge("db_client_connection_max", "Connections the pool may have.")
         .labels([POOL])
         .development();
+const CONNECTIONS_IDLE_MAX: Metric<Gauge, 1> = Metric::gauge(
+    "db_client_connection_idle_max",
+    "Connections the pool may keep open when nothing uses them, until their idle time is over.",
+)
+.labels([POOL])
+.development();
 const CONNECTIONS_IDLE_MIN: Metric<Gauge, 1> = Metric::gauge(
     "db_client_connection_idle_min",
     "Connections the pool keeps open when nothing uses them.",
@@ -109,6 +117,7 @@ pub const CATALOGUE: Catalogue = Catalogue::new(
         OPERATION_DURATION.describe(),
         CONNECTIONS.describe(),
         CONNECTIONS_MAX.describe(),
+        CONNECTIONS_IDLE_MAX.describe(),
         CONNECTIONS_IDLE_MIN.describe(),
         PENDING.describe(),
         TIMEOUTS.describe(),
@@ -220,6 +229,7 @@ impl PoolMetrics {
         registry.observe(&CONNECTIONS, [pool, "idle"], each(|counts| counts.idle));
         registry.observe(&CONNECTIONS, [pool, "used"], each(|counts| counts.used));
         registry.observe(&CONNECTIONS_MAX, [pool], each(|counts| counts.max));
+        registry.observe(&CONNECTIONS_IDLE_MAX, [pool], each(|counts| counts.max));
         registry.observe(&CONNECTIONS_IDLE_MIN, [pool], each(|counts| counts.min));
         registry.observe(&PENDING, [pool], each(|counts| counts.waiting));
     }

@@ -7,11 +7,11 @@ use maestro_metrics::{Registry, coverage};
 use url::Url;
 
 use crate::replica::{Standby, config, reads_go_to};
-use crate::support::dedicated;
+use crate::support::on_this_machine;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_declared_is_emitted_and_what_is_emitted_is_declared() {
-    let (stack, sandbox) = dedicated().await;
+    let (stack, sandbox) = on_this_machine().await;
     let admin: Url = stack
         .postgres()
         .unwrap()

@@ -306,7 +306,7 @@ async fn notifications_come_in_order_from_several_channels_and_not_from_what_was
             .unwrap();
     }
     for (channel, payload) in sent {
-        let event = tokio::time::timeout(std::time::Duration::from_secs(10), listener.next()).await;
+        let event = tokio::time::timeout(std::time::Duration::from_secs(30), listener.next()).await;
         let Some(Event::Notification(news)) = event.unwrap() else {
             panic!("something else than a notification");
         };

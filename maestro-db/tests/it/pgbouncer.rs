@@ -6,9 +6,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use maestro_config::Environment;
-use maestro_db::{Db, DbConfig, Error, ErrorKind};
+use maestro_db::{Db, DbConfig, Error, ErrorKind, TenantModel};
 use maestro_testkit::Sandbox;
 
+use crate::coordination::{next, text};
 use crate::support::{eventually, migrator, sandbox};
 
 /// A PgBouncer before one sandbox, killed when dropped.
@@ -77,7 +78,7 @@ impl PgBouncer {
             port,
             _directory: directory,
         };
-        eventually("PgBouncer listens", Duration::from_secs(10), || async {
+        eventually("PgBouncer listens", Duration::from_secs(30), || async {
             tokio::net::TcpStream::connect(("127.0.0.1", port))
                 .await
                 .is_ok()
@@ -162,6 +163,13 @@ async fn a_pgbouncer_is_used_from_1_21_on_and_refused_with_the_reason_before() {
         let db = connected.unwrap();
         let one: i32 = sqlx::query_scalar("select 1").fetch_one(&db).await.unwrap();
         assert_eq!(one, 1);
+        // Past PgBouncer, by the direct URL.
+        let mut listener = db.listen(&["orders"]).await.unwrap();
+        sqlx::query("select pg_notify('orders', 'placed')")
+            .execute(&db)
+            .await
+            .unwrap();
+        assert_eq!(text(next(&mut listener).await).1, "placed");
     } else {
         let error = connected.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Config, "{error}");
@@ -237,46 +245,32 @@ async fn statements_that_shall_not_be_kept_get_their_own_rows_all_the_same() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_tenants_on_two_sessions_of_a_pgbouncer_never_see_each_others_rows() {
-    let (sandbox, direct) = crate::tenants::tenants(&[]).await;
-    let bouncer = PgBouncer::start(&sandbox, 2, "").await;
-    let settings = [
-        ("POOL_MAX", "8"),
-        ("ACQUIRE_TIMEOUT", "30s"),
-        ("CONNECT_TIMEOUT", "30s"),
-    ];
-    let connected = Db::builder(bouncer.config(&sandbox, "pgbouncer", &settings))
-        .tenants(maestro_db::TenantModel::Rows)
-        .connect()
-        .await;
-    if version() < (1, 21) {
-        connected.unwrap_err();
-        return;
-    }
-    let db = connected.unwrap();
-    crate::leaks::campaign(&db, 400, "orders").await;
-    drop(direct);
+    let (sandbox, _direct) = crate::tenants::tenants(&[]).await;
+    on_two_sessions(&sandbox, TenantModel::Rows, "orders").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_tenants_with_schemas_on_two_sessions_of_a_pgbouncer_never_see_each_others_rows() {
-    let (sandbox, direct) = crate::schemas::tenants(&[]).await;
-    let bouncer = PgBouncer::start(&sandbox, 2, "").await;
+    let (sandbox, _direct) = crate::schemas::tenants(&[]).await;
+    on_two_sessions(&sandbox, TenantModel::Schemas, "tenant_acme.orders").await;
+}
+
+async fn on_two_sessions(sandbox: &Sandbox, model: TenantModel, table: &'static str) {
+    let bouncer = PgBouncer::start(sandbox, 2, "").await;
     let settings = [
         ("POOL_MAX", "8"),
         ("ACQUIRE_TIMEOUT", "30s"),
         ("CONNECT_TIMEOUT", "30s"),
     ];
-    let connected = Db::builder(bouncer.config(&sandbox, "pgbouncer", &settings))
-        .tenants(maestro_db::TenantModel::Schemas)
+    let connected = Db::builder(bouncer.config(sandbox, "pgbouncer", &settings))
+        .tenants(model)
         .connect()
         .await;
     if version() < (1, 21) {
         connected.unwrap_err();
         return;
     }
-    let db = connected.unwrap();
-    crate::leaks::campaign(&db, 400, "tenant_acme.orders").await;
-    drop(direct);
+    crate::leaks::campaign(&connected.unwrap(), 400, table).await;
 }
 
 /// Of the version that can: a thousand clients, each a connection of its own, on 25 sessions.

@@ -203,7 +203,7 @@ pub(crate) fn config(
 async fn has_ticks(standby: &Standby, sandbox: &Sandbox) {
     let mut url = standby.admin.clone();
     url.set_path(sandbox.resources().database());
-    eventually("the table is there", Duration::from_secs(10), async || {
+    eventually("the table is there", Duration::from_secs(30), async || {
         let mut admin = PgConnection::connect(url.as_str()).await.unwrap();
         let ticks = sqlx::query("select from ticks").execute(&mut admin).await;
         ticks.is_ok()
@@ -218,7 +218,7 @@ async fn port_of(db: &Db) -> Result<i32, sqlx::Error> {
 }
 
 pub(crate) async fn reads_go_to(db: &Db, port: u16, when: &str) {
-    eventually(when, Duration::from_secs(20), async || {
+    eventually(when, Duration::from_secs(30), async || {
         port_of(db).await.unwrap() == i32::from(port)
     })
     .await;
@@ -395,12 +395,12 @@ async fn a_standby_that_is_promoted_under_load_is_followed_and_no_acknowledged_r
         })
         .await;
     };
-    more(Duration::from_secs(20), "rows are written").await;
+    more(Duration::from_secs(30), "rows are written").await;
     server.kill().await.unwrap();
     let promoted = Instant::now();
     execute(&standby.admin, "select pg_promote()").await;
     more(
-        Duration::from_secs(10),
+        Duration::from_secs(30),
         "rows are written to the promoted standby",
     )
     .await;
@@ -409,7 +409,7 @@ async fn a_standby_that_is_promoted_under_load_is_followed_and_no_acknowledged_r
         promoted.elapsed()
     );
     // Those that wait for the dead server are over.
-    more(Duration::from_secs(10), "work goes on").await;
+    more(Duration::from_secs(30), "work goes on").await;
     over.store(true, Ordering::Relaxed);
     while let Some(result) = load.join_next().await {
         result.unwrap();

@@ -71,7 +71,7 @@ async fn a_password_rotated_under_load_fails_no_request() {
     }
     let more = async |what: &str| {
         let before = done.load(Ordering::Relaxed);
-        eventually(what, Duration::from_secs(20), async || {
+        eventually(what, Duration::from_secs(30), async || {
             done.load(Ordering::Relaxed) > before + 20
         })
         .await;
@@ -99,7 +99,7 @@ async fn connections_opened_with_the_old_password_are_replaced_by_themselves() {
     let directory = tempfile::tempdir().unwrap();
     let (_sandbox, db) = before(&directory, &[("POOL_MIN", "2"), ("POOL_MAX", "3")]).await;
     let pids = "select count(*) from pg_stat_activity where usename = current_user and pid <> pg_backend_pid()";
-    eventually("two are open", Duration::from_secs(10), async || {
+    eventually("two are open", Duration::from_secs(30), async || {
         db.pool_report().total() >= 2
     })
     .await;
@@ -130,7 +130,7 @@ async fn a_wrong_password_at_the_start_is_told_at_once() {
     on_disk(&file, "nobody-knows-it");
     let sandbox = sandbox().await;
     let started = std::time::Instant::now();
-    let error = Db::connect(config(&sandbox, &file, &[("ACQUIRE_TIMEOUT", "30s")]))
+    let error = Db::connect(config(&sandbox, &file, &[("ACQUIRE_TIMEOUT", "120s")]))
         .await
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
@@ -139,5 +139,5 @@ async fn a_wrong_password_at_the_start_is_told_at_once() {
         "{error}"
     );
     assert!(!error.to_string().contains("nobody-knows-it"), "{error}");
-    assert!(started.elapsed() < Duration::from_secs(10));
+    assert!(started.elapsed() < Duration::from_secs(60));
 }

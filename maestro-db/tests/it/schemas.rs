@@ -1,14 +1,9 @@
 //! Tenants with schemas of their own, and migrations that run for each tenant.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-
 use maestro_db::{Db, Error, ErrorKind, TenantId, TenantMigrateOptions, TenantModel};
 use maestro_testkit::Sandbox;
-use sqlx::migrate::Migrator;
 
-use crate::support::{config, count, eventually, migrator, sandbox};
+use crate::support::{config, count, migrator, sandbox};
 
 const ORDERS: &str =
     "create table orders (id bigint generated always as identity primary key, text text not null)";
@@ -33,7 +28,7 @@ pub(crate) async fn tenants(settings: &[(&str, &str)]) -> (Sandbox, Db) {
     (sandbox, db)
 }
 
-async fn with_schemas(sandbox: &Sandbox, settings: &[(&str, &str)]) -> Db {
+pub(crate) async fn with_schemas(sandbox: &Sandbox, settings: &[(&str, &str)]) -> Db {
     let db = Db::builder(config(sandbox, settings))
         .tenants(TenantModel::Schemas)
         .connect()
@@ -43,7 +38,7 @@ async fn with_schemas(sandbox: &Sandbox, settings: &[(&str, &str)]) -> Db {
     db
 }
 
-fn tenant(id: &str) -> TenantId {
+pub(crate) fn tenant(id: &str) -> TenantId {
     TenantId::parse(id).unwrap()
 }
 
@@ -172,83 +167,4 @@ async fn a_tenant_whose_tables_are_older_is_served_with_the_same_statement() {
             assert_eq!(sqlx::Row::len(&row), columns);
         }
     }
-}
-
-const TENANTS: usize = 1_000;
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_tenants_are_migrated_while_they_work_and_the_one_that_failed_is_resumed() {
-    let sandbox = sandbox().await;
-    let db = with_schemas(&sandbox, &[]).await;
-    let all = db.tenants().unwrap();
-    let id = |n: usize| tenant(&format!("t{n:04}"));
-    for n in 0..TENANTS {
-        all.create(&id(n), "one of many").await.unwrap();
-    }
-    let fast = || TenantMigrateOptions::new().sessions(8);
-    let first: Migrator = migrator(&[ORDERS]);
-    let report = all.migrate_with(&first, fast()).await.unwrap();
-    assert_eq!(
-        (report.migrated.len(), report.failed.len()),
-        (TENANTS, 0),
-        "{report}"
-    );
-
-    // Others work meanwhile.
-    let over = Arc::new(AtomicBool::new(false));
-    let work = tokio::spawn({
-        let (db, over) = (db.clone(), Arc::clone(&over));
-        async move {
-            let (mut random, mut done) = (fastrand::Rng::with_seed(7), 0_u64);
-            while !over.load(Ordering::Relaxed) {
-                let tenant = db.tenant(id(random.usize(0..TENANTS)));
-                sqlx::query("insert into orders (text) values ('x')")
-                    .execute(&tenant)
-                    .await
-                    .unwrap();
-                done += 1;
-            }
-            done
-        }
-    });
-    // In its way for one of them.
-    db.migrate(&migrator(&["create table tenant_t0500.extra (id int)"]))
-        .await
-        .unwrap();
-    let second = migrator(&[ORDERS, "create table extra (id int primary key)"]);
-    let report = all.migrate_with(&second, fast()).await.unwrap();
-    assert_eq!(
-        (report.migrated.len(), report.failed.len()),
-        (TENANTS - 1, 1),
-        "{report}"
-    );
-    assert_eq!(report.failed[0].0, id(500));
-    db.migrate(&migrator(&[
-        "create table tenant_t0500.extra (id int)",
-        "drop table tenant_t0500.extra",
-    ]))
-    .await
-    .unwrap();
-    let report = all.migrate_with(&second, fast()).await.unwrap();
-    assert_eq!(
-        (&report.migrated[..], report.failed.len()),
-        (&[id(500)][..], 0),
-        "{report}"
-    );
-    over.store(true, Ordering::Relaxed);
-    let done = work.await.unwrap();
-    assert!(done > 0);
-    let tables = "select count(*) from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname like 'tenant\\_t%' and c.relname = 'extra' and c.relforcerowsecurity";
-    assert_eq!(count(&db, tables).await, i64::try_from(TENANTS).unwrap());
-    // Nothing pending: found by one query, without a session of the migrating role.
-    let started = std::time::Instant::now();
-    assert!(all.migrate(&second).await.unwrap().migrated.is_empty());
-    eprintln!(
-        "nothing pending for {TENANTS} tenants: {:?}",
-        started.elapsed()
-    );
-    eventually("the pool is at rest", Duration::from_secs(5), async || {
-        db.pool_report().active() == 0
-    })
-    .await;
 }

@@ -17,7 +17,12 @@ pub(crate) struct Database {
 /// A migrated database with the given tables, and settings beyond the defaults.
 pub(crate) async fn database(schema: &'static str, settings: &[(&str, &str)]) -> Database {
     let sandbox = sandbox().await;
-    let db = Db::connect(config(&sandbox, settings)).await.unwrap();
+    // Whatever limits the test sets itself, servers of a busy machine are waited for.
+    let db = Db::builder(config(&sandbox, settings))
+        .wait_for_server(Duration::from_secs(30))
+        .connect()
+        .await
+        .unwrap();
     if !schema.is_empty() {
         db.migrate(&migrator(&[schema])).await.unwrap();
     }
@@ -59,9 +64,13 @@ pub(crate) async fn on_this_machine() -> (Stack, Sandbox) {
     (stack, sandbox)
 }
 
+/// The sandbox's settings and the test's own. Without those a busy machine has time: only a test of
+/// what is slow sets a limit that it means to reach.
 pub(crate) fn config(sandbox: &Sandbox, settings: &[(&str, &str)]) -> DbConfig {
-    let own = settings
+    let patient = [("ACQUIRE_TIMEOUT", "30s"), ("CONNECT_TIMEOUT", "30s")];
+    let own = patient
         .iter()
+        .chain(settings)
         .map(|(name, value)| (format!("MAESTRO_POSTGRES_{name}"), (*value).to_owned()));
     Environment::from_pairs(sandbox.environment().into_iter().chain(own))
         .read()

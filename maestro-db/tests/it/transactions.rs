@@ -168,7 +168,7 @@ async fn after_a_cancelled_statement_the_commit_is_an_error() {
     assert_eq!(error.kind(), ErrorKind::Aborted);
     assert!(error.to_string().contains("dropped"), "{error}");
     assert_eq!(notes(&it.db).await, 0);
-    eventually("the cancelled statement has ended", Duration::from_secs(5), || async {
+    eventually("the cancelled statement has ended", Duration::from_secs(30), || async {
         count(&it.db, "select count(*) from pg_stat_activity where usename = current_user and query like 'select pg_sleep%'").await == 0
     })
     .await;
