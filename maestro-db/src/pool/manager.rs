@@ -36,6 +36,8 @@ pub(crate) struct Health {
 #[derive(Debug, Default)]
 struct State {
     down_since: Option<Instant>,
+    /// When connections were last asked to be replaced.
+    retired_at: Option<Instant>,
     was_let_in: bool,
 }
 
@@ -57,7 +59,12 @@ impl Health {
 
     /// Connections should be replaced.
     pub(crate) fn retire(&self) {
+        self.state.lock().retired_at = Some(Instant::now());
         self.generation.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn retired_at(&self) -> Option<Instant> {
+        self.state.lock().retired_at
     }
 
     /// How long no connection could be opened.
@@ -98,6 +105,8 @@ pub(crate) struct Pooled {
     /// When it was last handed back.
     pub(crate) returned: Instant,
     retire_at: Option<Instant>,
+    /// From 0 to 1: when its turn comes among those that are replaced.
+    turn: f64,
     suspicion: u64,
     plans: u64,
     demotion: u64,
@@ -157,6 +166,7 @@ impl Manager for Connections {
             retire_at: self
                 .max_lifetime
                 .map(|limit| now + limit.mul_f64(1.0 - jitter() / 10.0)),
+            turn: jitter(),
             suspicion,
             plans,
             demotion,
@@ -166,14 +176,8 @@ impl Manager for Connections {
 
     async fn recycle(&self, pooled: &mut Pooled, _: &Metrics) -> RecycleResult<Error> {
         let health = &self.health;
-        let generation = health.generation.load(Ordering::Relaxed);
-        if pooled.generation != generation {
-            let end = Instant::now() + SPREAD.mul_f64(jitter());
-            pooled.retire_at = Some(pooled.retire_at.map_or(end, |earlier| earlier.min(end)));
-            pooled.generation = generation;
-        }
         let now = Instant::now();
-        if pooled.retire_at.is_some_and(|end| end <= now) {
+        if pooled.is_over(now, health) {
             return Err(RecycleError::message("its time is over"));
         }
         let plans = health.plans.load(Ordering::Relaxed);
@@ -207,9 +211,14 @@ impl Connections {
 }
 
 impl Pooled {
-    /// True when upkeep should close it: too old, or unused for longer than `idle`.
-    pub(super) fn is_over(&self, now: Instant) -> bool {
+    /// True when it is to be closed instead of used: too old, or replaced since it was opened, be it
+    /// that nobody has used it since.
+    pub(super) fn is_over(&self, now: Instant, health: &Health) -> bool {
         self.retire_at.is_some_and(|end| end <= now)
+            || (self.generation != health.generation.load(Ordering::Relaxed)
+                && health
+                    .retired_at()
+                    .is_some_and(|since| since + SPREAD.mul_f64(self.turn) <= now))
     }
 }
 

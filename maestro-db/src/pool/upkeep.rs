@@ -82,7 +82,7 @@ impl Upkeep {
             let unused = self
                 .idle
                 .is_some_and(|idle| now.duration_since(pooled.returned) > idle);
-            let over = pooled.is_over(now) || (unused && spare > 0);
+            let over = pooled.is_over(now, &shared.health) || (unused && spare > 0);
             if over {
                 spare = spare.saturating_sub(1);
             }
