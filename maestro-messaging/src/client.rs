@@ -201,7 +201,7 @@ impl Inner {
         let mut consumers = self.consumers.lock();
         let taken = consumers
             .iter()
-            .any(|running| *running.consumer.queue == *spec.queue && !running.task.is_finished());
+            .any(|running| *running.consumer.queue == *spec.queue && !running.consumer.has_ended());
         if taken {
             return Err(Error::new(
                 ErrorKind::Config,
@@ -226,7 +226,7 @@ impl Inner {
         self.consumers
             .lock()
             .iter()
-            .filter(|running| !running.task.is_finished())
+            .filter(|running| !running.consumer.has_ended())
             .map(|running| running.consumer.clone())
             .collect()
     }

@@ -380,6 +380,13 @@ impl Consumer {
             Err(_) => Drained::default(),
         }
     }
+
+    /// From the moment at which [`drain`](Self::drain) returns, when the task itself may have a few
+    /// instructions left.
+    pub(crate) fn has_ended(&self) -> bool {
+        // An error means that the task is gone.
+        self.done.has_changed().is_err() || self.done.borrow().is_some()
+    }
 }
 
 /// Runs a consumer's task and gives its handle.

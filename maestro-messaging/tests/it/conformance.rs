@@ -109,6 +109,7 @@ on_both!(
     handling::a_parked_key_waits_for_its_event_while_others_pass,
     handling::a_batch_is_handled_together_and_a_bad_event_fails_alone,
     handling::a_drain_loses_nothing_and_handles_nothing_twice,
+    handling::a_drained_subscription_can_be_started_again_at_once,
     queues::a_deleted_queue_comes_back,
     queues::other_arguments_stop_one_consumer_only,
     failures::what_waits_too_long_is_dead,

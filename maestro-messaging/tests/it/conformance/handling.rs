@@ -8,7 +8,7 @@ use std::time::Duration;
 use maestro_messaging::{ConsumerState, HandlerError, Received};
 use parking_lot::Mutex;
 
-use super::{Seen, World, event};
+use super::{Seen, World, event, listen};
 use crate::support::{Placed, eventually};
 
 pub(super) async fn events_of_a_key_stay_in_order_over_failures_and_a_handover(world: &World) {
@@ -206,4 +206,14 @@ pub(super) async fn a_drain_loses_nothing_and_handles_nothing_twice(world: &Worl
     assert_eq!(consumer.state(), ConsumerState::Consuming);
     messaging.close().await;
     publisher.close().await;
+}
+
+pub(super) async fn a_drained_subscription_can_be_started_again_at_once(world: &World) {
+    let messaging = world.client("orders").await;
+    for round in 0..50 {
+        let (_, consumer) = listen(&messaging, "again").await;
+        consumer.drain().await;
+        assert_eq!(consumer.state(), ConsumerState::Stopped, "round {round}");
+    }
+    messaging.close().await;
 }
