@@ -155,7 +155,7 @@ mod tests {
         for (index, (name, secret)) in secrets.iter().enumerate() {
             let others = secrets.iter().skip(index + 1);
             assert!(others.clone().all(|(_, other)| other != secret), "{name}");
-            assert_eq!(leaks(&secrets, &format!("a {secret} b")), [name.clone()]);
+            assert!(leaks(&secrets, &format!("a {secret} b")).iter().eq([name]));
         }
     }
 
