@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -60,6 +61,8 @@ pub(crate) struct Inner {
     pub(crate) journal: Arc<Journal>,
     pub(crate) server: Server,
     pub(crate) metrics: Arc<Metrics>,
+    /// They need the connections, and so end before `tasks` do.
+    pub(crate) loads: TaskTracker,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
     regions: Mutex<HashMap<String, Registered>>,
@@ -152,6 +155,7 @@ impl Cache {
             journal,
             server,
             metrics,
+            loads: TaskTracker::new(),
             tasks,
             stop,
             regions: Mutex::default(),
@@ -212,13 +216,16 @@ impl Cache {
         self.mark(Deferred::All).await
     }
 
-    /// Stops the background work and closes the connections. Loads in progress may finish, at most
-    /// for `limit`; then they are abandoned and their callers get an error.
+    /// Stops the background work and closes the connections. Loads in progress may finish and store
+    /// what they loaded, at most for `limit`; then they are abandoned and their callers get an error.
     pub async fn close(&self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        self.0.loads.close();
+        // Loads end by their own deadline; what remains after `limit` is theirs to lose.
+        let _ = tokio::time::timeout_at(deadline, self.0.loads.wait()).await;
         self.0.stop.cancel();
         self.0.tasks.close();
-        // Loads end by their own deadline; what remains after `limit` is theirs to lose.
-        let _ = tokio::time::timeout(limit, self.0.tasks.wait()).await;
+        let _ = tokio::time::timeout_at(deadline, self.0.tasks.wait()).await;
     }
 
     /// The registry metrics are recorded in, to join to another.

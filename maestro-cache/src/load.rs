@@ -103,7 +103,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Entry<'_, T> {
                 Place::Pilot(flight, pilot) => {
                     let task = self.task(optional, slots, pilot);
                     let work = Context::current().scope(task.run(suspect, loader));
-                    inner.tasks.spawn(work.instrument(tracing::Span::current()));
+                    inner.loads.spawn(work.instrument(tracing::Span::current()));
                     return flight;
                 }
             }
@@ -143,7 +143,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Entry<'_, T> {
         if let Place::Pilot(_, pilot) = region.flights.join(id, optional, None, board) {
             let work = self.task(optional, &slots, pilot).renew(value, loader);
             let work = Context::current().scope(work);
-            inner.tasks.spawn(work.instrument(tracing::Span::current()));
+            inner.loads.spawn(work.instrument(tracing::Span::current()));
         }
     }
 

@@ -177,3 +177,31 @@ async fn an_early_load_that_fails_leaves_the_value_in_place() {
     }
     assert!(tried.load(Ordering::SeqCst) <= 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_being_loaded_when_the_cache_is_closed_is_stored() {
+    let sandbox = sandbox().await;
+    let (ours, theirs) = (cache(&sandbox).await, cache(&sandbox).await);
+    let region = ours.region::<Report>("report").build().unwrap();
+    let (begun, goes_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let caller = {
+        let (begun, goes_on) = (Arc::clone(&begun), Arc::clone(&goes_on));
+        tokio::spawn(async move {
+            let load = || async move {
+                begun.notify_one();
+                goes_on.notified().await;
+                Ok::<_, std::io::Error>(report(1))
+            };
+            region.entry(1_u64).get_or_load(load).await
+        })
+    };
+    begun.notified().await;
+    let close = ours.close(Duration::from_secs(30));
+    tokio::join!(close, async { goes_on.notify_one() });
+    assert_eq!(*caller.await.unwrap().unwrap(), report(1));
+    let region = theirs.region::<Report>("report").build().unwrap();
+    assert_eq!(
+        region.get(1_u64).await.unwrap().as_deref(),
+        Some(&report(1))
+    );
+}

@@ -18,6 +18,7 @@ mod limits;
 mod loads;
 mod locks;
 mod outage;
+mod processes;
 mod promotion;
 mod python;
 mod refusals;
