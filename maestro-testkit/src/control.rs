@@ -7,10 +7,11 @@ use crate::docker::Container;
 use crate::error::{Error, ErrorKind};
 use crate::guard;
 use crate::local::LocalServer;
+use crate::process::ProcessId;
 use crate::service::{Origin, Record};
 
 /// Longest wait for a server to end after it was told to. RabbitMQ closes its queues one by one.
-const END: Duration = Duration::from_mins(1);
+const END: Duration = Duration::from_mins(2);
 
 /// A handle on the process or container of a server. Every method returns when it has taken effect.
 #[derive(Debug)]
@@ -24,16 +25,15 @@ pub(crate) enum Control {
 }
 
 impl Control {
-    /// The handle on a server that another process started; `None` if it does not run any more.
-    pub(crate) async fn joined(record: &Record, directory: &Path) -> Option<Self> {
-        match record.origin {
-            Origin::Local => {
-                guard::server_process(directory)?;
-                Some(Self::Local(LocalServer::joined(record.service, directory)))
-            }
-            Origin::Docker => Container::joined(record).await.map(Self::Container),
+    /// The handle on a server that another process started; `None` if it does not run any more. Not
+    /// to know whether it does is an error: a server that others use would be replaced.
+    pub(crate) async fn joined(record: &Record, directory: &Path) -> Result<Option<Self>, Error> {
+        Ok(match record.origin {
+            Origin::Local => guard::server_process(directory)
+                .map(|_| Self::Local(LocalServer::joined(record.service, directory))),
+            Origin::Docker => Container::joined(record).await?.map(Self::Container),
             Origin::Explicit => None,
-        }
+        })
     }
 
     /// Stops the server in order, and kills it if that takes too long.
@@ -41,8 +41,13 @@ impl Control {
         match self {
             Self::None => Err(nobodys()),
             Self::Local(server) => {
+                let process = server.process()?;
                 server.stop()?;
-                until_gone(server).await
+                if until_gone(&[process]).await {
+                    return Ok(());
+                }
+                server.kill().await?;
+                Err(survived())
             }
             Self::Container(container) => container.stop(END).await,
         }
@@ -53,8 +58,13 @@ impl Control {
         match self {
             Self::None => Err(nobodys()),
             Self::Local(server) => {
-                server.kill()?;
-                until_gone(server).await
+                // With its children: PostgreSQL does not start again while one of them is left.
+                let victims = server.kill().await?;
+                if until_gone(&victims).await {
+                    Ok(())
+                } else {
+                    Err(survived())
+                }
             }
             Self::Container(container) => container.kill().await,
         }
@@ -73,7 +83,7 @@ impl Control {
     pub(crate) async fn pause(&self) -> Result<(), Error> {
         match self {
             Self::None => Err(nobodys()),
-            Self::Local(server) => server.pause(),
+            Self::Local(server) => server.pause().await,
             Self::Container(container) => container.pause().await,
         }
     }
@@ -97,19 +107,21 @@ impl Control {
     }
 }
 
-async fn until_gone(server: &LocalServer) -> Result<(), Error> {
+/// Awaits the end of processes; false if one of them is still there after [`END`].
+async fn until_gone(processes: &[ProcessId]) -> bool {
     let started = Instant::now();
-    while server.is_there() {
+    while processes.iter().any(ProcessId::is_alive) {
         if started.elapsed() > END {
-            server.kill()?;
-            return Err(Error::new(
-                ErrorKind::Timeout,
-                format!("the server did not end within {} s", END.as_secs()),
-            ));
+            return false;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    Ok(())
+    true
+}
+
+fn survived() -> Error {
+    let what = format!("the server did not end within {} s", END.as_secs());
+    Error::new(ErrorKind::Timeout, what)
 }
 
 fn nobodys() -> Error {

@@ -19,22 +19,23 @@ use testcontainers::core::IntoContainerPort;
 use testcontainers::runners::AsyncRunner;
 use testcontainers::{ContainerRequest, ImageExt};
 
-use self::engine::{Engine, LABEL, shares_loopback};
+use self::engine::{ANSWER, Engine, LABEL, PING, shares_loopback};
 use self::image::Reference;
 use self::plan::Plan;
-use crate::config::DevServicesConfig;
+use crate::config::{DevServicesConfig, Source};
 use crate::control::Control;
 use crate::error::{Error, ErrorKind};
 use crate::guard::{self, Guarded};
+use crate::port::Port;
 use crate::provider::{Outcome, Request, await_ready, write_record};
 use crate::report;
 use crate::service::{Record, Service};
 
 /// Making and starting a container; a loaded daemon needs seconds, one on a slow disk more.
-const START: Duration = Duration::from_mins(1);
+const START: Duration = Duration::from_mins(2);
 
 /// Longest wait for a killed container to be gone.
-const KILL: Duration = Duration::from_secs(20);
+const KILL: Duration = Duration::from_mins(1);
 
 /// Starts with other ports after a port turned out to be taken.
 const ATTEMPTS: usize = 3;
@@ -44,16 +45,26 @@ const ATTEMPTS: usize = 3;
 pub(crate) struct Container {
     engine: Engine,
     name: String,
+    /// Nobody else takes them, also while the container is stopped.
+    _ports: Vec<Port>,
 }
 
 impl Container {
-    /// The container of a record that another process wrote.
-    pub(crate) async fn joined(record: &Record) -> Option<Self> {
-        let container = Self {
-            engine: Engine::reach().await.ok()?,
-            name: record.container.clone()?,
+    /// The container of a record that another process wrote; `None` if it does not run any more.
+    pub(crate) async fn joined(record: &Record) -> Result<Option<Self>, Error> {
+        let Some(name) = record.container.clone() else {
+            return Ok(None);
         };
-        container.is_running().await.ok()?.then_some(container)
+        let engine = Engine::reach(ANSWER).await.map_err(|reason| {
+            let what = format!("joining the container {name}: {reason}");
+            Error::new(ErrorKind::Unavailable, what)
+        })?;
+        let container = Self {
+            engine,
+            name,
+            _ports: Vec::new(),
+        };
+        Ok(container.is_running().await?.then_some(container))
     }
 
     /// Starts the server again, on the same ports and data.
@@ -118,7 +129,12 @@ impl Container {
 pub(crate) async fn start(request: &Request<'_>) -> Result<Outcome, Error> {
     let service = request.service;
     let image = image(service, request.config)?;
-    let engine = match Engine::reach().await {
+    // Where there is no other way, even a slow daemon is worth waiting for.
+    let patience = match request.config.source {
+        Source::Docker => ANSWER,
+        _ => PING,
+    };
+    let engine = match Engine::reach(patience).await {
         Ok(engine) => engine,
         Err(reason) => return Ok(Outcome::Unavailable(reason)),
     };
@@ -131,7 +147,7 @@ pub(crate) async fn start(request: &Request<'_>) -> Result<Outcome, Error> {
         remove_labelled(&engine, &label).await?;
         let starting = Box::pin(try_start(request, &engine, &image, &label));
         match report::with_progress(&format!("starting {service} in Docker"), starting).await {
-            Ok((record, control)) => return Ok(Outcome::Started(Box::new(record), control)),
+            Ok(started) => return Ok(Outcome::Started(Box::new(started))),
             Err(e) => {
                 guard::sweep(request.directory).await;
                 remove_labelled(&engine, &label).await?;
@@ -228,6 +244,7 @@ async fn try_start(
     let container = Container {
         engine: engine.clone(),
         name,
+        _ports: plan.reserved,
     };
     let address = record.address();
     record.version =
@@ -266,7 +283,7 @@ fn image(service: Service, config: &DevServicesConfig) -> Result<Reference, Erro
 
 /// Removes what a dead run left in the place of `directory`.
 pub(crate) async fn sweep(directory: &Path) -> Result<(), Error> {
-    match Engine::reach().await {
+    match Engine::reach(ANSWER).await {
         Ok(engine) => remove_labelled(&engine, &label(directory)).await,
         // Without a daemon there are no containers.
         Err(_) => Ok(()),

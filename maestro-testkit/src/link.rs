@@ -1,5 +1,6 @@
 //! The network between a sandbox and a server, to be cut, slowed down and stopped.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,6 +15,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::background;
 use crate::error::{Error, ErrorKind};
+use crate::port::Port;
 use crate::server::Server;
 use crate::service::Service;
 
@@ -23,7 +25,10 @@ const PIECE: usize = 16 * 1024;
 const PIECES_UNDER_WAY: usize = 256;
 
 /// A server on loopback that does not answer a SYN within this time is not there.
-const CONNECT: Duration = Duration::from_secs(5);
+const CONNECT: Duration = Duration::from_secs(15);
+
+/// Pause after a connection could not be accepted.
+const EXHAUSTED: Duration = Duration::from_millis(10);
 
 /// A TCP proxy between one sandbox and one server. Faults on it concern this sandbox alone, and no
 /// other user of the server.
@@ -66,7 +71,7 @@ enum Change {
 #[derive(Debug)]
 struct Command {
     change: Change,
-    done: oneshot::Sender<std::io::Result<()>>,
+    done: oneshot::Sender<io::Result<()>>,
 }
 
 impl Link {
@@ -79,12 +84,12 @@ impl Link {
         let counter = Arc::clone(&connections);
         // Sockets belong to the runtime they were made on.
         let (address, task) = background::run(async move {
-            let socket = bind(SocketAddr::from(([127, 0, 0, 1], 0))).map_err(failed)?;
-            let listener = socket.listen(1024).map_err(failed)?;
+            let (port, listener) = open_door().map_err(failed)?;
             let address = listener.local_addr().map_err(failed)?;
             let proxy = Proxy {
                 upstream,
                 address,
+                _port: port,
                 weather: watch::Sender::new(Weather::default()),
                 connections: JoinSet::new(),
                 counter,
@@ -192,6 +197,8 @@ impl Drop for Link {
 struct Proxy {
     upstream: (String, u16),
     address: SocketAddr,
+    /// Nobody else takes it in the instant in which the door is shut.
+    _port: Option<Port>,
     weather: watch::Sender<Weather>,
     connections: JoinSet<()>,
     counter: Arc<AtomicUsize>,
@@ -225,17 +232,18 @@ impl Proxy {
                     // Nobody waits any more: the change stands.
                     let _ = done.send(result);
                 }
-                client = accept(&door) => {
-                    if let Ok(client) = client {
-                        self.take(client);
-                    }
-                }
+                client = accept(&door) => match client {
+                    Ok(client) => self.take(client),
+                    // This process has no descriptor left, most likely: asking on would take the
+                    // thread that could give one back.
+                    Err(_) => tokio::time::sleep(EXHAUSTED).await,
+                },
                 Some(_) = self.connections.join_next() => {}
             }
         }
     }
 
-    async fn change(&mut self, door: Door, change: Change) -> std::io::Result<Door> {
+    async fn change(&mut self, door: Door, change: Change) -> io::Result<Door> {
         match change {
             Change::Cut => {
                 let shut = match door {
@@ -296,14 +304,28 @@ fn upstream(host: &str, port: u16) -> (String, u16) {
     (host.trim_matches(['[', ']']).to_owned(), port)
 }
 
-async fn accept(door: &Door) -> std::io::Result<TcpStream> {
+async fn accept(door: &Door) -> io::Result<TcpStream> {
     match door {
         Door::Open(listener) => Ok(listener.accept().await?.0),
         Door::Shut(_) => std::future::pending().await,
     }
 }
 
-fn bind(address: SocketAddr) -> std::io::Result<TcpSocket> {
+/// A port and a listener on it.
+fn open_door() -> io::Result<(Option<Port>, TcpListener)> {
+    // Somebody who does not reserve may take a port between looking and listening.
+    for _ in 0..10 {
+        let port = Port::reserve().map_err(io::Error::other)?;
+        let address = SocketAddr::from(([127, 0, 0, 1], port.number()));
+        if let Ok(listener) = bind(address).and_then(|socket| socket.listen(1024)) {
+            return Ok((Some(port), listener));
+        }
+    }
+    let any = bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    Ok((None, any.listen(1024)?))
+}
+
+fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = TcpSocket::new_v4()?;
     // Connections of the past linger on the port.
     socket.set_reuseaddr(true)?;
@@ -415,6 +437,7 @@ mod tests {
         let mut proxy = Proxy {
             upstream: (address.ip().to_string(), address.port()),
             address,
+            _port: None,
             weather: watch::channel(Weather::default()).0,
             connections: JoinSet::new(),
             counter: Arc::default(),

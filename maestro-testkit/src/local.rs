@@ -7,7 +7,6 @@ mod tls;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -18,15 +17,11 @@ use rustix::process::Signal;
 use crate::control::Control;
 use crate::error::{Error, ErrorKind};
 use crate::guard::{self, Guarded, log_tail};
+use crate::port::Port;
 use crate::process::ProcessId;
 use crate::provider::{Outcome, Request, await_ready, write_record};
 use crate::report;
 use crate::service::{Record, Service};
-
-/// Ports are taken from below every system's range for outgoing connections: a server that was
-/// stopped to be started again would else find its port taken by somebody's client. The platform's
-/// own host ports (25432, 27379, …) lie above.
-const PORTS: std::ops::Range<u16> = 20_000..25_000;
 
 /// Starts with other ports after a port turned out to be taken.
 const ATTEMPTS: usize = 3;
@@ -38,6 +33,8 @@ pub(crate) struct LocalServer {
     directory: PathBuf,
     /// None for a server that another process started.
     guarded: Option<Guarded>,
+    /// Nobody else takes them, also while the server is down.
+    _ports: Vec<Port>,
 }
 
 /// What differs between the three.
@@ -49,6 +46,7 @@ struct Plan {
     stop_signal: &'static str,
     companion: Option<String>,
     deadline: Duration,
+    ports: Vec<Port>,
 }
 
 impl LocalServer {
@@ -57,6 +55,7 @@ impl LocalServer {
             service,
             directory: directory.to_owned(),
             guarded: None,
+            _ports: Vec::new(),
         }
     }
 
@@ -86,26 +85,35 @@ impl LocalServer {
         Ok(())
     }
 
-    /// Kills the server with its children. The parent goes first: it would start others.
-    pub(crate) fn kill(&self) -> Result<(), Error> {
-        let server = self.process()?;
-        server.signal(Signal::STOP);
+    /// Kills the server with its children; returns whom. The parent goes first: it would start others.
+    pub(crate) async fn kill(&self) -> Result<Vec<ProcessId>, Error> {
+        let server = self.freeze().await?;
         let children = server.descendants();
-        server.signal(Signal::KILL);
-        for child in children {
-            child.signal(Signal::KILL);
+        let victims: Vec<ProcessId> = std::iter::once(server).chain(children).collect();
+        for victim in &victims {
+            victim.signal(Signal::KILL);
+        }
+        Ok(victims)
+    }
+
+    /// Stops the server and its children in their tracks.
+    pub(crate) async fn pause(&self) -> Result<(), Error> {
+        let children = self.freeze().await?.descendants();
+        for child in &children {
+            child.signal(Signal::STOP);
+        }
+        for child in &children {
+            child.stopped().await;
         }
         Ok(())
     }
 
-    /// Stops the server and its children in their tracks.
-    pub(crate) fn pause(&self) -> Result<(), Error> {
+    /// Stops the server's own process, which then starts no others.
+    async fn freeze(&self) -> Result<ProcessId, Error> {
         let server = self.process()?;
         server.signal(Signal::STOP);
-        for child in server.descendants() {
-            child.signal(Signal::STOP);
-        }
-        Ok(())
+        server.stopped().await;
+        Ok(server)
     }
 
     /// Lets the server and its children go on.
@@ -129,7 +137,7 @@ impl LocalServer {
         }
     }
 
-    fn process(&self) -> Result<ProcessId, Error> {
+    pub(crate) fn process(&self) -> Result<ProcessId, Error> {
         guard::server_process(&self.directory).ok_or_else(|| {
             let what = format!("{} does not run", self.service);
             Error::new(ErrorKind::Unavailable, what)
@@ -163,7 +171,7 @@ pub(crate) async fn start(request: &Request<'_>, passed_over: &str) -> Result<Ou
         )
         .await;
         match started {
-            Ok((record, control)) => return Ok(Outcome::Started(Box::new(record), control)),
+            Ok(started) => return Ok(Outcome::Started(Box::new(started))),
             // It ended by itself: most likely somebody took the port in between.
             Err(e) if e.kind() == ErrorKind::Unavailable && attempt < ATTEMPTS => {
                 report::line(format_args!("{e}; trying again"));
@@ -208,6 +216,7 @@ async fn try_start(
         service: request.service,
         directory: request.directory.to_owned(),
         guarded: Some(guarded),
+        _ports: plan.ports,
     };
     let address = record.address();
     record.version = await_ready(request.service, &address, plan.deadline, server.ended()).await?;
@@ -251,30 +260,6 @@ pub(crate) fn account_of_directory(service: Service) -> Result<Option<(u32, u32)
             "PostgreSQL does not run as root, and neither `postgres` nor `nobody` is in /etc/passwd: useradd postgres",
         )),
     }
-}
-
-/// Free ports on the loopback interface.
-pub(crate) fn free_ports<const N: usize>() -> Result<[u16; N], Error> {
-    let mut held = Vec::new();
-    let mut ports = [0; N];
-    for port in &mut ports {
-        let listener = (0..200).find_map(|_| {
-            let candidate = fastrand::u16(PORTS);
-            TcpListener::bind(("127.0.0.1", candidate)).ok()
-        });
-        let Some(listener) = listener else {
-            return Err(Error::new(
-                ErrorKind::Io,
-                format!("found no free port on 127.0.0.1 in {PORTS:?}"),
-            ));
-        };
-        *port = listener
-            .local_addr()
-            .map_err(|e| Error::io("looking at a socket", e))?
-            .port();
-        held.push(listener);
-    }
-    Ok(ports)
 }
 
 /// A password for a server that only this user reaches.

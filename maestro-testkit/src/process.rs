@@ -2,8 +2,12 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+
+/// Longest wait for a process to stand still: one that waits for its disk does not hear of it.
+const STOP: Duration = Duration::from_secs(10);
 
 /// A process by pid *and* start time, as the guard script writes it: `<pid> <start time>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +42,15 @@ impl ProcessId {
     /// True while exactly this process runs (a zombie does not run).
     pub(crate) fn is_alive(&self) -> bool {
         started(self.pid).is_some_and(|started| started == self.started)
+    }
+
+    /// Returns once the process stands still after a `SIGSTOP`, or is gone: the signal takes effect when
+    /// the process is next scheduled, and until then it may start another one.
+    pub(crate) async fn stopped(&self) {
+        let started = Instant::now();
+        while self.is_alive() && !is_stopped(self.pid) && started.elapsed() < STOP {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// Sends a signal if exactly this process still runs. Between the look and the signal the pid
@@ -101,6 +114,18 @@ fn started(pid: i32) -> Option<String> {
     let text = String::from_utf8(output.stdout).ok()?;
     let text = text.trim();
     (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// True if the process was stopped by a signal.
+fn is_stopped(pid: i32) -> bool {
+    let state = if Path::new("/proc/self/stat").exists() {
+        stat_fields(pid).and_then(|fields| fields.into_iter().next())
+    } else {
+        let arguments = ["-o", "state=", "-p", &pid.to_string()];
+        let output = Command::new("ps").args(arguments).output().ok();
+        output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    state.is_some_and(|state| state.starts_with(['T', 't']))
 }
 
 /// The fields of `/proc/<pid>/stat` from the third on: the second, the command, may hold anything.

@@ -15,8 +15,8 @@ use crate::service::{Address, Origin, Record, Running, Service};
 use crate::{docker, explicit, guard, install, local, wire};
 
 /// Longest wait for another process that starts or stops the same server; RabbitMQ alone is given
-/// 90 s to boot.
-const WAIT_FOR_OTHERS: Duration = Duration::from_mins(3);
+/// 150 s to boot.
+const WAIT_FOR_OTHERS: Duration = Duration::from_mins(4);
 
 /// What a provider is asked for.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub(crate) struct Request<'a> {
 #[derive(Debug)]
 pub(crate) enum Outcome {
     /// The server answers as its administrator; the record is complete, version included.
-    Started(Box<Record>, Control),
+    Started(Box<(Record, Control)>),
     /// This way is not open on this machine, and why: the next one is tried.
     Unavailable(String),
 }
@@ -83,7 +83,7 @@ pub(crate) async fn obtain(service: Service, wanted: &Wanted) -> Result<Obtained
     };
     let waiting = format!("waiting for another process that stops {service}");
     let lock = report::with_progress(&waiting, take("lock", Mode::Shared)).await?;
-    if let Some(running) = join(&directory).await {
+    if let Some(running) = join(&directory).await? {
         announce(&running, "joined");
         return Ok(Obtained {
             running,
@@ -93,7 +93,7 @@ pub(crate) async fn obtain(service: Service, wanted: &Wanted) -> Result<Obtained
     let waiting = format!("waiting for another process that starts {service}");
     let starting = report::with_progress(&waiting, take("starting", Mode::Exclusive)).await?;
     // Another process may have started it while this one waited.
-    if let Some(running) = join(&directory).await {
+    if let Some(running) = join(&directory).await? {
         announce(&running, "joined");
         return Ok(Obtained {
             running,
@@ -138,13 +138,13 @@ async fn start(request: &Request<'_>) -> Result<(Record, Control), Error> {
     let mut reasons = Vec::new();
     if matches!(source, Source::Auto | Source::Docker) {
         match Box::pin(docker::start(request)).await? {
-            Outcome::Started(record, control) => return Ok((*record, control)),
+            Outcome::Started(started) => return Ok(*started),
             Outcome::Unavailable(reason) => reasons.push(format!("Docker: {reason}")),
         }
     }
     if matches!(source, Source::Auto | Source::Local) {
         match local::start(request, &reasons.join("; ")).await? {
-            Outcome::Started(record, control) => return Ok((*record, control)),
+            Outcome::Started(started) => return Ok(*started),
             Outcome::Unavailable(reason) => reasons.push(format!("local: {reason}")),
         }
     }
@@ -163,13 +163,15 @@ async fn start(request: &Request<'_>) -> Result<(Record, Control), Error> {
 }
 
 /// The server of a directory, if one runs there under its guard.
-async fn join(directory: &Path) -> Option<Running> {
-    let record = read_record(directory)?;
+async fn join(directory: &Path) -> Result<Option<Running>, Error> {
+    let Some(record) = read_record(directory) else {
+        return Ok(None);
+    };
     if record.version.is_empty() || !guard::is_guarded(directory) {
-        return None;
+        return Ok(None);
     }
     let control = Control::joined(&record, directory).await?;
-    Some(running(record, control))
+    Ok(control.map(|control| running(record, control)))
 }
 
 fn running(record: Record, control: Control) -> Running {

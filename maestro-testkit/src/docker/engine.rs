@@ -24,10 +24,11 @@ use crate::error::{Error, ErrorKind};
 use crate::report;
 
 /// A daemon on this machine answers in a millisecond; one that needs longer is not worth waiting for
-/// at every test run.
-const PING: Duration = Duration::from_secs(1);
-/// Longest wait for one answer about what is there already.
-const ANSWER: Duration = Duration::from_secs(20);
+/// at every test run, where there are other ways to have a server.
+pub(crate) const PING: Duration = Duration::from_secs(1);
+/// Longest wait for one answer about what is there already: a daemon that makes containers for several
+/// tests at once takes its time.
+pub(crate) const ANSWER: Duration = Duration::from_mins(1);
 /// Until the registry has said what the image is made of. A registry that cannot be reached is
 /// refused in milliseconds, one behind a silent firewall would hold the daemon for two minutes.
 const REGISTRY: Duration = Duration::from_secs(5);
@@ -54,16 +55,17 @@ impl fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// The daemon that `DOCKER_HOST` names, or the one of this machine; else why there is none.
-    pub(crate) async fn reach() -> Result<Self, String> {
+    /// The daemon that `DOCKER_HOST` names, or the one of this machine; else why there is none. It is
+    /// given `patience` for its first answer.
+    pub(crate) async fn reach(patience: Duration) -> Result<Self, String> {
         let docker = testcontainers::core::client::docker_client_instance()
             .await
             .map_err(|e| format!("no daemon: {e}"))?;
-        Self::ping(docker).await
+        Self::ping(docker, patience).await
     }
 
-    async fn ping(docker: Docker) -> Result<Self, String> {
-        match tokio::time::timeout(PING, docker.ping()).await {
+    async fn ping(docker: Docker, patience: Duration) -> Result<Self, String> {
+        match tokio::time::timeout(patience, docker.ping()).await {
             Ok(Ok(_)) => Ok(Self {
                 docker,
                 patience: REGISTRY,
@@ -71,7 +73,7 @@ impl Engine {
             Ok(Err(e)) => Err(format!("the daemon does not answer: {e}")),
             Err(_) => Err(format!(
                 "the daemon does not answer within {} s",
-                PING.as_secs()
+                patience.as_secs()
             )),
         }
     }

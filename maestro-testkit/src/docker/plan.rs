@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::local::{free_ports, password};
+use crate::local::password;
+use crate::port::Port;
 use crate::provider::Request;
 use crate::service::{Origin, Record, Service};
 use crate::settings;
@@ -20,6 +21,8 @@ pub(super) struct Plan {
     pub(super) command: Vec<String>,
     /// Longest wait for the first handshake.
     pub(super) deadline: Duration,
+    /// What keeps the ports on the host ours.
+    pub(super) reserved: Vec<Port>,
 }
 
 impl Plan {
@@ -33,7 +36,8 @@ impl Plan {
 }
 
 fn postgres(durable: bool) -> Result<Plan, Error> {
-    let [port] = free_ports()?;
+    let reserved = Port::reserve()?;
+    let port = reserved.number();
     let password = password();
     let options = settings::postgres(durable)
         .into_iter()
@@ -53,13 +57,15 @@ fn postgres(durable: bool) -> Result<Plan, Error> {
         command: std::iter::once("postgres".to_owned())
             .chain(options)
             .collect(),
-        deadline: Duration::from_secs(90),
+        deadline: Duration::from_secs(150),
+        reserved: vec![reserved],
         record: record(Service::Postgres, "postgres", "postgres", password, port),
     })
 }
 
 fn redis(durable: bool) -> Result<Plan, Error> {
-    let [port] = free_ports()?;
+    let reserved = Port::reserve()?;
+    let port = reserved.number();
     let password = password();
     let file = "/maestro.conf";
     Ok(Plan {
@@ -68,13 +74,15 @@ fn redis(durable: bool) -> Result<Plan, Error> {
         files: vec![(file, settings::redis(durable, &password))],
         // The entry points of Redis and of Valkey put their server before a file.
         command: vec![file.to_owned()],
-        deadline: Duration::from_mins(1),
+        deadline: Duration::from_mins(2),
+        reserved: vec![reserved],
         record: record(Service::Redis, "default", "0", password, port),
     })
 }
 
 fn rabbitmq() -> Result<Plan, Error> {
-    let [port, management] = free_ports()?;
+    let reserved = Port::several()?;
+    let [port, management] = reserved.each_ref().map(Port::number);
     let password = password();
     let user = "maestro";
     let mut record = record(Service::Rabbitmq, user, "/", password, port);
@@ -92,6 +100,7 @@ fn rabbitmq() -> Result<Plan, Error> {
         )],
         command: Vec::new(),
         deadline: Duration::from_mins(3),
+        reserved: reserved.into(),
         record,
     })
 }

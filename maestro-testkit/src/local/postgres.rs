@@ -5,10 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::{
-    Plan, first_executable, free_ports, in_path, is_executable, password, tls, write_private,
-};
+use super::{Plan, first_executable, in_path, is_executable, password, tls, write_private};
 use crate::error::{Error, ErrorKind};
+use crate::port::Port;
 use crate::provider::Request;
 use crate::service::{Origin, Record, Service};
 use crate::settings;
@@ -44,7 +43,8 @@ pub(super) async fn plan(
     binary: &Path,
     account: Option<(u32, u32)>,
 ) -> Result<Plan, Error> {
-    let [port] = free_ports()?;
+    let reserved = Port::reserve()?;
+    let port = reserved.number();
     let directory = request.directory;
     let data = directory.join("data");
     let password = password();
@@ -103,7 +103,8 @@ pub(super) async fn plan(
         // Immediate shutdown: it frees its shared memory, and nobody needs the data.
         stop_signal: "QUIT",
         companion: None,
-        deadline: Duration::from_mins(1),
+        deadline: Duration::from_mins(2),
+        ports: vec![reserved],
     })
 }
 

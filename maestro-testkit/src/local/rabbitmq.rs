@@ -5,14 +5,16 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Plan, first_executable, free_ports, in_path, password, tls, write_private};
+use super::{Plan, first_executable, in_path, password, tls, write_private};
 use crate::error::Error;
+use crate::port::Port;
 use crate::provider::Request;
 use crate::service::{Origin, Record, Service};
 use crate::settings;
 
-/// Boots in 4 s on an idle machine and in 17 s on a loaded one; a laptop on battery takes longer.
-const READY: Duration = Duration::from_secs(90);
+/// Boots in 4 s on an idle machine and in 17 s on a loaded one; a laptop on battery, or a machine
+/// that builds something at the same time, takes longer.
+const READY: Duration = Duration::from_secs(150);
 
 /// Debian's script in `/usr/sbin` switches the user or refuses: the one it wraps does neither.
 pub(super) fn find() -> Option<PathBuf> {
@@ -26,7 +28,8 @@ pub(super) fn find() -> Option<PathBuf> {
 }
 
 pub(super) fn plan(request: &Request<'_>, binary: &Path) -> Result<Plan, Error> {
-    let [port, tls_port, management, distribution, mapper] = free_ports()?;
+    let reserved = Port::several()?;
+    let [port, tls_port, management, distribution, mapper] = reserved.each_ref().map(Port::number);
     let directory = request.directory;
     let password = password();
     let user = "maestro";
@@ -103,5 +106,6 @@ pub(super) fn plan(request: &Request<'_>, binary: &Path) -> Result<Plan, Error> 
         // guard is there already when the node looks for it.
         companion: Some(format!("epmd -port {mapper} -address 127.0.0.1")),
         deadline: READY,
+        ports: reserved.into(),
     })
 }

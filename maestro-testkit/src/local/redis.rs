@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Plan, first_executable, free_ports, in_path, password, tls, write_private};
+use super::{Plan, first_executable, in_path, password, tls, write_private};
 use crate::error::Error;
+use crate::port::Port;
 use crate::provider::Request;
 use crate::service::{Origin, Record, Service};
 use crate::settings;
@@ -18,7 +19,8 @@ pub(super) fn find() -> Option<PathBuf> {
 }
 
 pub(super) fn plan(request: &Request<'_>, binary: &Path) -> Result<Plan, Error> {
-    let [port, tls_port] = free_ports()?;
+    let reserved = Port::several()?;
+    let [port, tls_port] = reserved.each_ref().map(Port::number);
     let directory = request.directory;
     let password = password();
     let tls = match request.authority {
@@ -60,6 +62,7 @@ pub(super) fn plan(request: &Request<'_>, binary: &Path) -> Result<Plan, Error> 
         environment: BTreeMap::new(),
         stop_signal: if request.durable { "TERM" } else { "KILL" },
         companion: None,
-        deadline: Duration::from_secs(30),
+        deadline: Duration::from_mins(1),
+        ports: reserved.into(),
     })
 }

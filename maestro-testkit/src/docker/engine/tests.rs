@@ -57,9 +57,10 @@ impl FakeDaemon {
         Docker::connect_with_unix(socket.to_str().unwrap(), 120, API_DEFAULT_VERSION).unwrap()
     }
 
+    /// Patient, as a test on a loaded machine has to be.
     async fn engine(&self) -> Engine {
-        let mut engine = Engine::ping(self.client()).await.unwrap();
-        engine.patience = Duration::from_millis(200);
+        let mut engine = Engine::ping(self.client(), ANSWER).await.unwrap();
+        engine.patience = ANSWER;
         engine
     }
 }
@@ -78,7 +79,7 @@ fn image() -> Reference {
 async fn a_daemon_that_says_nothing_costs_one_second() {
     let daemon = FakeDaemon::start(|_| None);
     let started = Instant::now();
-    let reason = Engine::ping(daemon.client()).await.unwrap_err();
+    let reason = Engine::ping(daemon.client(), PING).await.unwrap_err();
     assert_eq!(reason, "the daemon does not answer within 1 s");
     assert!(started.elapsed() < 10 * PING);
 }
@@ -95,7 +96,7 @@ async fn a_socket_behind_which_nobody_listens_is_no_daemon() {
     {
         tokio::task::yield_now().await;
     }
-    let reason = Engine::ping(client).await.unwrap_err();
+    let reason = Engine::ping(client, ANSWER).await.unwrap_err();
     assert!(
         reason.starts_with("the daemon does not answer: "),
         "{reason}"
@@ -134,7 +135,9 @@ async fn a_registry_that_hangs_is_given_up_before_the_daemon_gives_it_up() {
         "GET /_ping" => Some((200, "OK")),
         _ => None,
     });
-    let reason = daemon.engine().await.pull(&image()).await.unwrap_err();
+    let mut engine = daemon.engine().await;
+    engine.patience = Duration::from_millis(200);
+    let reason = engine.pull(&image()).await.unwrap_err();
     assert_eq!(
         reason,
         "the image postgres:15 is not here and cannot be pulled (nothing from the registry for 0.2 s)"
