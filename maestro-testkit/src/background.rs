@@ -56,10 +56,28 @@ pub(crate) fn wait_for_all(done: &Receiver<()>, limit: Duration) {
 }
 
 fn start() -> io::Result<Handle> {
+    raise_file_limit();
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let handle = runtime.handle().clone();
     std::thread::Builder::new()
         .name(THREAD.to_owned())
         .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
     Ok(handle)
+}
+
+/// Every connection through a link is two sockets of this process beside the client's own, and the
+/// servers that it starts inherit its limit: the usual 1,024 are soon used up. As far as this account
+/// may, and not beyond what a server prepares for (RabbitMQ makes tables of that size).
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+
+    const ENOUGH: u64 = 65_536;
+
+    let mut limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.map_or(ENOUGH, |most| most.min(ENOUGH));
+    if limit.current.is_some_and(|now| now < wanted) {
+        limit.current = Some(wanted);
+        // Best effort: what does not fit says so by itself.
+        let _ = setrlimit(Resource::Nofile, limit);
+    }
 }

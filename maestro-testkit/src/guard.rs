@@ -19,6 +19,12 @@ const SCRIPT: &str = include_str!("guard.sh");
 /// since a `PGDATA` or `RABBITMQ_*` of the machine would end up in the servers.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/homebrew/sbin:/opt/homebrew/bin";
 
+/// Longest wait for a shell to start a program.
+const LAUNCH: Duration = Duration::from_mins(1);
+
+/// Longest wait for killed processes to be gone: one that writes to a slow disk ends late.
+const GONE: Duration = Duration::from_secs(30);
+
 /// What to run under a guard.
 #[derive(Clone, Debug)]
 pub(crate) struct Guarded {
@@ -97,7 +103,11 @@ impl Guarded {
             }
         }
         command.args(&self.command);
-        command.status().map_err(failed)?;
+        // The background thread carries every link of this process: it does not wait for a shell.
+        tokio::task::spawn_blocking(move || command.status())
+            .await
+            .map_err(|e| failed(e.into()))?
+            .map_err(failed)?;
         let last = if self.command.is_empty() {
             "guard"
         } else {
@@ -105,7 +115,7 @@ impl Guarded {
         };
         let started = Instant::now();
         while ProcessId::from_file(&self.directory.join(last)).is_none() {
-            if started.elapsed() > Duration::from_secs(20) || self.exited().is_some() {
+            if started.elapsed() > LAUNCH || self.exited().is_some() {
                 return Err(Error::new(
                     ErrorKind::Unavailable,
                     format!(
@@ -163,7 +173,7 @@ pub(crate) async fn sweep(directory: &Path) {
         victim.signal(Signal::KILL);
     }
     let started = Instant::now();
-    while victims.iter().any(ProcessId::is_alive) && started.elapsed() < Duration::from_secs(5) {
+    while victims.iter().any(ProcessId::is_alive) && started.elapsed() < GONE {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -184,4 +194,37 @@ pub(crate) fn log_tail(directory: &Path) -> String {
         path.display(),
         tail.join("\n    ")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::home::{Lock, Mode};
+
+    #[tokio::test]
+    async fn a_program_that_ends_at_once_is_noticed_however_soon_that_is() {
+        for _ in 0..5 {
+            let scratch = tempfile::tempdir().unwrap();
+            let lock = Lock::try_take(&scratch.path().join("lock"), Mode::Shared).unwrap();
+            assert!(lock.is_some());
+            let guarded = Guarded {
+                directory: scratch.path().to_owned(),
+                grace: Duration::ZERO,
+                stop_signal: "KILL",
+                command: vec!["/nowhere/at/all".into()],
+                companion: None,
+                stop_command: None,
+                environment: BTreeMap::new(),
+                account: None,
+            };
+            // Whether it was seen alive is a matter of luck.
+            let _ = guarded.launch().await;
+            let started = Instant::now();
+            while guarded.exited().is_none() {
+                assert!(started.elapsed() < GONE, "the guard still waits for it");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            assert_eq!(guarded.exited().as_deref(), Some("127"));
+        }
+    }
 }

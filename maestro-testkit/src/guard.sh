@@ -33,9 +33,9 @@ started() {
     fi
 }
 
-# alive PID START_TIME
+# alive PID START_TIME; a process that ended before its start time was seen has none, and is not.
 alive() {
-    [ -n "$1" ] && [ "$(started "$1")" = "$2" ]
+    [ -n "$1" ] && [ -n "$2" ] && [ "$(started "$1")" = "$2" ]
 }
 
 try_lock() {
@@ -104,8 +104,14 @@ EOF
     fi
     if alive "$companion" "$companion_since"; then kill -KILL "$companion" 2>/dev/null; fi
     if [ -n "${GUARD_STOP:-}" ]; then sh -c "$GUARD_STOP" >>log 2>&1; fi
-    # The lock goes last: whoever opened it meanwhile notices that it is not the one on disk.
-    find . -mindepth 1 -maxdepth 1 ! -name lock -exec rm -rf {} +
+    # The lock goes last: whoever opened it meanwhile notices that it is not the one on disk. What was
+    # killed a moment ago may still be writing a last file, and then its directory is not empty.
+    i=0
+    until find . -mindepth 1 -maxdepth 1 ! -name lock -exec rm -rf {} + 2>/dev/null; do
+        i=$((i + 1))
+        [ $i -lt 100 ] || break
+        sleep 0.1
+    done
     rm -f lock
     cd /
     rmdir "$directory" 2>/dev/null

@@ -84,23 +84,19 @@ impl Home {
 
     /// Creates the directory if need be, and refuses one that somebody else put there: the
     /// temporary directory is everybody's, and administrators' passwords go in here.
-    fn create(&self) -> Result<(), Error> {
-        let failed = |e| Error::io(format!("creating {}", self.path.display()), e);
+    fn create(&self) -> io::Result<()> {
         match fs::DirBuilder::new().mode(0o711).create(&self.path) {
-            Ok(()) => fs::set_permissions(&self.path, fs::Permissions::from_mode(0o711))
-                .map_err(failed)?,
+            Ok(()) => fs::set_permissions(&self.path, fs::Permissions::from_mode(0o711))?,
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(failed(e)),
+            Err(e) => return Err(e),
         }
-        let found = fs::symlink_metadata(&self.path).map_err(failed)?;
+        let found = fs::symlink_metadata(&self.path)?;
         if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() {
-            return Err(Error::new(
-                ErrorKind::Io,
-                format!(
-                    "{} exists and is not a directory of this user: remove it",
-                    self.path.display()
-                ),
-            ));
+            let why = format!(
+                "{} exists and is not a directory of this user: remove it",
+                self.path.display()
+            );
+            return Err(io::Error::other(why));
         }
         Ok(())
     }
@@ -113,22 +109,36 @@ impl Home {
         owner: Option<(u32, u32)>,
     ) -> Result<PathBuf, Error> {
         let path = self.path.join(name);
-        let failed = |e| Error::io(format!("creating {}", path.display()), e);
-        // The guard of another server may remove an empty home at this moment.
-        for attempt in 0..3 {
+        let make = || {
             self.create()?;
             match fs::DirBuilder::new().mode(0o755).create(&path) {
-                Ok(()) => break,
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => break,
-                Err(e) if attempt == 2 => return Err(failed(e)),
-                Err(_) => {}
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+                _ => {}
             }
-        }
-        if let Some((uid, gid)) = owner {
-            std::os::unix::fs::chown(&path, Some(uid), Some(gid)).map_err(failed)?;
-        }
+            match owner {
+                Some((uid, gid)) => std::os::unix::fs::chown(&path, Some(uid), Some(gid)),
+                None => Ok(()),
+            }
+        };
+        retry_while_missing(make)
+            .map_err(|e| Error::io(format!("creating {}", path.display()), e))?;
         Ok(path)
     }
+}
+
+/// Repeats what failed because a directory was not there: between two steps a guard that ended, or
+/// whoever removed the last thing in it, may have removed it.
+pub(crate) fn retry_while_missing<T>(mut attempt: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    // Each removal is one instant of another process' clean-up, and those are few.
+    const ATTEMPTS: usize = 100;
+
+    for _ in 1..ATTEMPTS {
+        match attempt() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            done => return done,
+        }
+    }
+    attempt()
 }
 
 /// An advisory lock on a file, released when dropped or when the process ends in whatever way.

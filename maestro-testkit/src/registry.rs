@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use maestro_config::ServiceName;
 
 use crate::error::Error;
+use crate::home::retry_while_missing;
 use crate::process::ProcessId;
 
 /// What one process made on one server for one service.
@@ -25,21 +26,21 @@ impl Entry {
     pub(crate) fn write(directory: &Path, id: &str, service: &ServiceName) -> Result<Self, Error> {
         let path = directory.join(format!("{id}.{service}"));
         let failed = |e| Error::io(format!("writing {}", path.display()), e);
-        let owner = ProcessId::own().map(|own| own.to_string());
+        // Without it the next process would take the entry for an orphan.
+        let unknown = || {
+            failed(io::Error::other(
+                "this process does not find its own start time",
+            ))
+        };
+        let owner = ProcessId::own().ok_or_else(unknown)?.to_string();
         // Renamed into place, since an entry without an owner is an orphan.
         let new = directory.join(format!(".{id}.{service}"));
-        let mut attempt = 1;
-        loop {
-            create(directory).map_err(failed)?;
-            let written = std::fs::write(&new, owner.as_deref().unwrap_or_default())
-                .and_then(|()| std::fs::rename(&new, &path));
-            match written {
-                Ok(()) => break,
-                // Whoever removed the last entry removed the directory at this moment.
-                Err(e) if e.kind() == io::ErrorKind::NotFound && attempt < 5 => attempt += 1,
-                Err(e) => return Err(failed(e)),
-            }
-        }
+        retry_while_missing(|| {
+            create(directory)?;
+            std::fs::write(&new, &owner)?;
+            std::fs::rename(&new, &path)
+        })
+        .map_err(failed)?;
         Ok(Self {
             path,
             id: id.to_owned(),
@@ -67,7 +68,9 @@ impl Entry {
                 let path = file.path();
                 let name = file.file_name();
                 let (id, service) = name.to_str()?.split_once('.')?;
-                let alive = ProcessId::from_file(&path).is_some_and(|owner| owner.is_alive());
+                // One that is gone by now was taken out by its owner.
+                let owner = std::fs::read_to_string(&path).ok()?;
+                let alive = ProcessId::parse(&owner).is_some_and(|owner| owner.is_alive());
                 (!alive && !id.is_empty()).then_some(())?;
                 Some(Self {
                     id: id.to_owned(),

@@ -13,7 +13,7 @@ use crate::service::{Origin, Running, Service, authority};
 use crate::stack::{Member, admin_url};
 
 /// Longest wait for a server to answer after it was started: RabbitMQ recovers its queues.
-const READY: Duration = Duration::from_secs(90);
+const READY: Duration = Duration::from_secs(150);
 
 /// One server of a [`Stack`](crate::Stack).
 ///

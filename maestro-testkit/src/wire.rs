@@ -11,8 +11,8 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind};
 use crate::service::{Address, Service};
 
-/// Longest wait for one answer of a server that is up.
-const ANSWER: Duration = Duration::from_secs(30);
+/// Longest wait for one answer of a server that is up, on a machine where fifty others ask as well.
+const ANSWER: Duration = Duration::from_mins(1);
 
 /// Bounds one exchange with a server.
 pub(crate) async fn within<T>(

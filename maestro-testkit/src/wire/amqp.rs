@@ -28,7 +28,7 @@ pub(crate) async fn handshake(address: &Address, vhost: &str) -> Result<(), Erro
         address.authority(),
         address.user
     );
-    within(Duration::from_secs(5), &what, async {
+    within(Duration::from_secs(15), &what, async {
         open(address, vhost)
             .await
             .map_err(|(kind, problem)| Error::new(kind, format!("{what}: {problem}")))

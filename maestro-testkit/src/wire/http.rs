@@ -126,7 +126,7 @@ impl Client {
 
     async fn connect(&self, what: &str) -> Result<SendRequest<Full<Bytes>>, Error> {
         let host = self.host.trim_matches(['[', ']']);
-        let stream = within(Duration::from_secs(5), what, async {
+        let stream = within(Duration::from_secs(15), what, async {
             TcpStream::connect((host, self.port))
                 .await
                 .map_err(|e| Error::new(ErrorKind::Unavailable, what).with(e))

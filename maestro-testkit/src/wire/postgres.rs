@@ -29,7 +29,7 @@ pub(crate) async fn connect(address: &Address, database: &str) -> Result<Client,
         .password(address.password.expose())
         .dbname(database)
         .application_name("maestro-testkit")
-        .connect_timeout(Duration::from_secs(5));
+        .connect_timeout(Duration::from_secs(15));
     match &address.socket {
         Some(directory) => config.host_path(directory),
         None => config.host(address.host.trim_matches(['[', ']'])),
@@ -50,7 +50,7 @@ pub(crate) async fn connect(address: &Address, database: &str) -> Result<Client,
         })?;
         Ok(client)
     };
-    let client = within(Duration::from_secs(10), &whom, connecting).await?;
+    let client = within(Duration::from_secs(30), &whom, connecting).await?;
     Ok(Client { client, whom })
 }
 

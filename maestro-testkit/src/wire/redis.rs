@@ -68,7 +68,7 @@ impl Client {
             let _ = stream.set_nodelay(true);
             Ok(stream)
         };
-        let stream = within(Duration::from_secs(5), &whom, connecting).await?;
+        let stream = within(Duration::from_secs(15), &whom, connecting).await?;
         let mut client = Self {
             stream: BufReader::new(stream),
             whom,
