@@ -149,7 +149,7 @@ impl Step {
                 }
             }
             Self::Containers => {
-                if !servers::docker_answers(&options.servers) {
+                if !servers::docker_answers(&options.servers, Duration::from_secs(1)) {
                     return Ok(Outcome::NotRun("no Docker daemon answers"));
                 }
                 let options = test::Options::on_containers("maestro-testkit");

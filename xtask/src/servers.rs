@@ -194,7 +194,13 @@ const PROGRAMS: [Program; 8] = [
 
 /// Sees to it that the tests will find what they need, or says what to do.
 pub(crate) fn make_available(options: &Options, whom: For) -> Result<()> {
-    let docker = options.mode() != "local" && docker_answers(options);
+    // Where containers are asked for, a daemon that is busy is waited for.
+    let patience = if options.mode() == "docker" {
+        Duration::from_secs(30)
+    } else {
+        Duration::from_secs(1)
+    };
+    let docker = options.mode() != "local" && docker_answers(options, patience);
     if options.mode() == "docker" && !docker {
         return Err(Failure::new(
             "servers are wanted in containers, but no Docker daemon answers: start it, or leave \
@@ -246,9 +252,9 @@ fn provide(needed: &[Program]) -> Result<()> {
     )))
 }
 
-/// Whether a Docker daemon answers within a second. Asked over its socket: the `docker` program
-/// need not be installed, and it waits much longer for a daemon that hangs.
-pub(crate) fn docker_answers(options: &Options) -> bool {
+/// Whether a Docker daemon answers in time. Asked over its socket: the `docker` program need not be
+/// installed, and it waits much longer for a daemon that hangs.
+pub(crate) fn docker_answers(options: &Options, patience: Duration) -> bool {
     let socket = match options.docker_host.as_deref() {
         None | Some("") => "/var/run/docker.sock",
         Some(host) => match host.strip_prefix("unix://") {
@@ -259,8 +265,8 @@ pub(crate) fn docker_answers(options: &Options) -> bool {
     };
     let ask = || -> std::io::Result<bool> {
         let mut stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-        stream.set_write_timeout(Some(Duration::from_secs(1)))?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
         stream.write_all(b"GET /_ping HTTP/1.0\r\n\r\n")?;
         let mut status = [0; 12];
         std::io::Read::read_exact(&mut stream, &mut status)?;

@@ -73,17 +73,23 @@ const MISSING: i32 = 3;
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
 
+    /// A program of one script. Another process writes it: while this one has it open for writing, a
+    /// child that another test starts at this moment holds it open as well, and it cannot be executed.
     fn program(name: &str, script: &str) -> std::path::PathBuf {
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../target/tmp")
             .join(format!("{name}-{}", std::process::id()));
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let mut writer = Command::new("sh");
+        writer.args([
+            "-c",
+            r#"printf '#!/bin/sh\n%s\n' "$1" >"$2" && chmod 755 "$2""#,
+        ]);
+        writer.args(["sh", script]).arg(&path);
+        assert!(writer.status().unwrap().success());
         path
     }
 
