@@ -423,6 +423,48 @@ fn a_process_variable_that_is_not_utf8_is_a_problem_only_where_it_is_wanted() {
 }
 
 #[test]
+fn a_secret_file_without_a_secret_is_a_problem_that_says_where_it_was_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("secret");
+    let text = format!("{BASE}MAESTRO_POSTGRES_URL_FILE={}\n", path.display());
+    let place = Place::with(&[("orders/.env", text.as_str())]);
+    let shown = || {
+        let error = place.environment(&[]).read::<Db>().unwrap_err();
+        let [problem] = error.problems() else {
+            panic!("{error}");
+        };
+        assert_eq!(problem.variable(), "MAESTRO_POSTGRES_URL");
+        assert!(!problem.fix().is_empty());
+        error.to_string()
+    };
+    let long = b"canary".repeat(200_000);
+    for (content, why) in [
+        (None, "which does not exist"),
+        (Some(b"".as_slice()), "which is empty"),
+        (Some(b" \r\n"), "which is empty"),
+        (Some(b"postgresql://u:canary\xff@h/a"), "which is not UTF-8"),
+        (Some(long.as_slice()), "which is longer than 1 MiB"),
+        (Some(b"postgresql://u:canary/1@h/a\r\n"), "after the host"),
+    ] {
+        if let Some(content) = content {
+            std::fs::write(&path, content).unwrap();
+        }
+        let shown = shown();
+        assert!(shown.contains(why), "{why}: {shown}");
+        assert!(shown.contains(".env:3"), "{why}: {shown}");
+        assert!(!shown.contains("canary"), "{why}: {shown}");
+    }
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    assert!(shown().contains("which is not a file"));
+    // One line end is no part of the secret, whichever system wrote the file.
+    std::fs::remove_dir(&path).unwrap();
+    std::fs::write(&path, "postgresql://u:p@h/a\r\n").unwrap();
+    let db: Db = place.environment(&[]).read().unwrap();
+    assert_eq!(db.url.expose(), "postgresql://u:p@h/a");
+}
+
+#[test]
 fn debug_shows_names_and_no_values() {
     let environment = Environment::from_pairs([("MAESTRO_POSTGRES_URL", "canary")]);
     let shown = format!("{environment:?}");

@@ -254,7 +254,8 @@ fn everything_shown(environment: &Environment) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    // More where PROPTEST_CASES says so.
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.max(512)))]
 
     #[test]
     fn no_output_ever_holds_a_secret(

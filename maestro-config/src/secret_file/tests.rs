@@ -111,6 +111,9 @@ fn a_file_that_holds_no_secret_says_why() {
     assert_eq!(refused(&vec![b'x'; LONGEST_VALUE + 1]), Unreadable::TooLong);
     assert_eq!(read(directory.path()), Err(Unreadable::NotAFile));
     assert_eq!(read(Path::new("/nowhere/at/all")), Err(Unreadable::Missing));
+    // Root may read everything: what the system says to others is told here.
+    let refusal = std::io::ErrorKind::PermissionDenied.into();
+    assert_eq!(unreadable(&refusal), Unreadable::Refused);
     let pipe = directory.path().join("pipe");
     let made = std::process::Command::new("mkfifo").arg(&pipe).status();
     if made.is_ok_and(|status| status.success()) {
