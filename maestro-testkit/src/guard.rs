@@ -96,7 +96,9 @@ impl Guarded {
                 format!("--regid={gid}"),
                 "--clear-groups".to_owned(),
             ];
-            if works(&drop) {
+            let tried = drop.clone();
+            let works = tokio::task::spawn_blocking(move || works(&tried)).await;
+            if works.unwrap_or(false) {
                 command.args(drop);
             } else {
                 command.uid(uid).gid(gid);

@@ -53,7 +53,7 @@ impl Entry {
         // The registry may be gone together with its server; the last entry takes it along.
         let _ = std::fs::remove_file(&self.path);
         if let Some(directory) = self.path.parent() {
-            let _ = std::fs::remove_dir(directory);
+            remove_if_empty(directory);
         }
     }
 
@@ -82,6 +82,16 @@ impl Entry {
     }
 }
 
+/// Removes a registry with nothing in it, and the home of registries of given servers with the last of
+/// them; a server's own directory is not empty. The next entry brings both back.
+pub(crate) fn remove_if_empty(directory: &Path) {
+    if std::fs::remove_dir(directory).is_ok()
+        && let Some(home) = directory.parent()
+    {
+        let _ = std::fs::remove_dir(home);
+    }
+}
+
 /// Creates the registry for whoever owns the server's directory, which is who empties it.
 fn create(directory: &Path) -> io::Result<()> {
     match std::fs::create_dir(directory) {
@@ -106,7 +116,8 @@ mod tests {
     fn only_what_dead_processes_made_is_an_orphan() {
         let scratch = tempfile::tempdir().unwrap();
         let service: ServiceName = "quality-fabric".parse().unwrap();
-        let registry = scratch.path().join("registry");
+        let home = scratch.path().join("given");
+        let registry = home.join("registry");
         let mine = Entry::write(&registry, "abc", &service).unwrap();
         std::fs::write(registry.join("def.orders"), "999999999 1").unwrap();
         let orphans = Entry::orphans(&registry);
@@ -114,7 +125,8 @@ mod tests {
         assert_eq!(orphans[0].id, "def");
         assert_eq!(orphans[0].service.as_str(), "orders");
         orphans[0].remove();
+        assert!(registry.exists());
         mine.remove();
-        assert!(!registry.exists());
+        assert!(!home.exists());
     }
 }

@@ -14,7 +14,7 @@ use crate::config::{DevServicesConfig, Source};
 use crate::error::{Error, ErrorKind};
 use crate::home::{Home, Lock, Mode};
 use crate::provider::{Obtained, Wanted, obtain};
-use crate::registry::Entry;
+use crate::registry::{Entry, remove_if_empty};
 use crate::sandbox::{self, Sandbox};
 use crate::server::Server;
 use crate::service::{Origin, Running, Service, authority};
@@ -364,7 +364,7 @@ async fn remove_orphans(member: Arc<Member>) {
     }
     // Both may be gone with the last entry, and come back with the next.
     let _ = std::fs::remove_file(&sweeping);
-    let _ = std::fs::remove_dir(&member.registry);
+    remove_if_empty(&member.registry);
 }
 
 pub(crate) fn parse_name(service: &str) -> Result<ServiceName, Error> {
