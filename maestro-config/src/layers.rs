@@ -254,6 +254,7 @@ impl<'a> Resolution<'a> {
                 Ok(value.secret)
             }
             (None, Absent::Instead { otherwise, .. }) => self.template(otherwise, inside, text),
+            (None, _) if !is_conventional(name) => Err(Fault::PerhapsLiteralDollar),
             (None, Absent::Mistake) => Err(Fault::UnsetReference(name.to_owned())),
             (None, Absent::PerhapsLiteral) => Err(Fault::PerhapsLiteralDollar),
             (None, Absent::Advice(advice)) => Err(Fault::RequiredReference {
@@ -262,6 +263,12 @@ impl<'a> Resolution<'a> {
             }),
         }
     }
+}
+
+/// Whether a name is written as variables are. Any other one is not shown: it may be a piece of a
+/// password, as in `pa${x}word`.
+fn is_conventional(name: &str) -> bool {
+    !name.bytes().any(|b| b.is_ascii_lowercase())
 }
 
 /// Names under which secrets travel between files, in no table of ours. A `_FILE` names a path.

@@ -82,15 +82,16 @@ fn references_that_multiply_are_stopped() {
 
 #[test]
 fn an_unset_reference_is_a_fault_that_shows_no_piece_of_a_password() {
-    let layers = layers(&["A=${B}\nP=pa$swordcanary\nQ=${R:?ask the team}"]);
+    let layers = layers(&[
+        "A=${B}\nP=pa$swordcanary\nQ=${R:?ask the team}\nS=pa${canary}word\nT=pa${canary:?word}",
+    ]);
     assert_eq!(fault(&layers, "A"), Fault::UnsetReference("B".to_owned()));
-    assert_eq!(fault(&layers, "P"), Fault::PerhapsLiteralDollar);
-    let shown = format!(
-        "{} {}",
-        fault(&layers, "P").message(),
-        fault(&layers, "P").fix("P")
-    );
-    assert!(!shown.contains("canary"), "{shown}");
+    for literal in ["P", "S", "T"] {
+        let fault = fault(&layers, literal);
+        assert_eq!(fault, Fault::PerhapsLiteralDollar, "{literal}");
+        let shown = format!("{} {}", fault.message(), fault.fix(literal));
+        assert!(!shown.contains("canary"), "{shown}");
+    }
     assert!(fault(&layers, "Q").fix("Q").contains("ask the team"));
 }
 
