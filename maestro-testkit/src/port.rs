@@ -63,7 +63,8 @@ impl Port {
 #[cfg(target_os = "linux")]
 #[derive(Debug)]
 struct Claim {
-    _name: std::os::unix::net::UnixListener,
+    /// None where the system gives out no such names: then a claim is a hope.
+    _name: Option<std::os::unix::net::UnixListener>,
 }
 
 #[cfg(target_os = "linux")]
@@ -73,9 +74,11 @@ impl Claim {
         use std::os::unix::net::{SocketAddr, UnixListener};
 
         let name = SocketAddr::from_abstract_name(format!("maestro-testkit-port-{port}")).ok()?;
-        UnixListener::bind_addr(&name)
-            .ok()
-            .map(|name| Self { _name: name })
+        match UnixListener::bind_addr(&name) {
+            Ok(name) => Some(Self { _name: Some(name) }),
+            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => None,
+            Err(_) => Some(Self { _name: None }),
+        }
     }
 }
 
