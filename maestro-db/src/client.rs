@@ -227,23 +227,18 @@ impl Db {
     /// `limit`, [`ErrorKind::Exhausted`] when all connections are in use all the time.
     pub async fn ping(&self, limit: Duration) -> Result<(), Error> {
         let started = Instant::now();
-        let answer = async {
-            let mut lease = self
-                .pool()
-                .acquire_within(limit, Holder::Internal("ping"))
-                .await?;
-            lease
-                .control("SELECT", "SELECT 1".to_owned())
-                .await
-                .map_err(|error| {
-                    Error::during(
-                        format!("a ping of {} failed", self.pool().endpoint()),
-                        error,
-                    )
-                })
-        };
-        match tokio::time::timeout(limit, answer).await {
-            Ok(result) => result,
+        // Bounded by itself, with the pool's reason: a limit around it might end first.
+        let mut lease = self
+            .pool()
+            .acquire_within(limit, Holder::Internal("ping"))
+            .await?;
+        let left = limit.saturating_sub(started.elapsed());
+        let answer = lease.control("SELECT", "SELECT 1".to_owned());
+        match tokio::time::timeout(left, answer).await {
+            Ok(result) => result.map_err(|error| {
+                let endpoint = self.pool().endpoint();
+                Error::during(format!("a ping of {endpoint} failed"), error)
+            }),
             Err(_) => Err(Error::new(
                 ErrorKind::Timeout,
                 format!(
