@@ -146,6 +146,14 @@ impl Error {
         }
     }
 
+    /// What the server advises, as `Check free disk space.` when its disk is full.
+    pub fn hint(&self) -> Option<&str> {
+        match self.0.source.cause()?.downcast_ref::<sqlx::Error>()? {
+            sqlx::Error::Database(error) => error.try_downcast_ref::<PgDatabaseError>()?.hint(),
+            _ => None,
+        }
+    }
+
     /// The constraint that was violated, when the kind is [`ErrorKind::Conflict`].
     pub fn constraint(&self) -> Option<&str> {
         match self.0.source.cause()?.downcast_ref::<sqlx::Error>()? {
@@ -170,6 +178,9 @@ impl fmt::Display for Error {
             write!(f, ": {source}")?;
             if let Some(code) = self.sqlstate() {
                 write!(f, " (SQLSTATE {code})")?;
+            }
+            if let Some(hint) = self.hint() {
+                write!(f, "; hint: {hint}")?;
             }
         }
         Ok(())
