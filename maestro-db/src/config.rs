@@ -11,8 +11,10 @@ pub(crate) use endpoint::{Endpoint, SslMode};
 use variables::{
     ACQUIRE_TIMEOUT, CONNECT_TIMEOUT, DIRECT_URL, IDLE_IN_TRANSACTION_TIMEOUT, IDLE_TIMEOUT,
     LOCK_TIMEOUT, MAX_LIFETIME, MIGRATION_URL, PASSWORD, POOL_MAX, POOL_MIN, POOLER, READ_MAX_LAG,
-    READ_URL, SLOW_QUERY, STATEMENT_TIMEOUT, TABLE, TLS_CA, TLS_CERT, TLS_KEY, URL,
+    READ_URL, SLOW_QUERY, STATEMENT_TAGS, STATEMENT_TIMEOUT, TABLE, TLS_CA, TLS_CERT, TLS_KEY, URL,
 };
+
+use crate::statement::Tags;
 
 /// What stands between the service and the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +56,7 @@ pub struct DbConfig {
     pub(crate) pool_max: usize,
     pub(crate) pool_min: usize,
     pub(crate) timeouts: Timeouts,
+    pub(crate) statement_tags: Tags,
     pub(crate) tls: TlsPaths,
 }
 
@@ -119,6 +122,7 @@ impl FromEnvironment for DbConfig {
         let pool_max = size(reader, &POOL_MAX);
         let pool_min = size(reader, &POOL_MIN);
         let timeouts = read_timeouts(reader);
+        let statement_tags = reader.choice(&STATEMENT_TAGS);
         let tls = reader.tls(&TLS_CA, &TLS_CERT, &TLS_KEY);
 
         let (main, pool_max, pool_min) = (main?, pool_max?, pool_min?);
@@ -133,8 +137,13 @@ impl FromEnvironment for DbConfig {
         }
         let direct = direct.unwrap_or_else(|| main.clone());
         let migration = migration.unwrap_or_else(|| direct.clone());
+        let identity = identity?;
         Some(Self {
-            application_name: application_name(&identity?),
+            application_name: application_name(&identity),
+            statement_tags: match statement_tags?.as_str() {
+                "service" => Tags::of(&identity.service().to_string(), identity.version()),
+                _ => Tags::default(),
+            },
             main,
             direct,
             migration,

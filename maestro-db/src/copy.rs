@@ -1,7 +1,6 @@
 //! `COPY … FROM STDIN`: the fastest way in, row by row in binary.
 
 use std::fmt;
-use std::time::Instant;
 
 use sqlx::encode::{Encode, IsNull};
 use sqlx::postgres::{PgArgumentBuffer, PgTypeInfo, Postgres};
@@ -24,7 +23,6 @@ pub struct CopyIn<'t> {
     columns: Vec<PgTypeInfo>,
     table: &'static str,
     checked: bool,
-    started: Instant,
 }
 
 /// A row of [`CopyIn::row`]: a tuple of what sqlx can encode, up to twelve columns.
@@ -91,7 +89,6 @@ impl Transaction {
             columns,
             table,
             checked: false,
-            started: Instant::now(),
         })
     }
 }
@@ -138,13 +135,8 @@ impl CopyIn<'_> {
     pub async fn finish(mut self) -> Result<u64, Error> {
         self.buffer.extend_from_slice(&TRAILER);
         self.send().await?;
-        let Self {
-            stream,
-            table,
-            started,
-            ..
-        } = self;
-        let result = stream.finish(started).await;
+        let Self { stream, table, .. } = self;
+        let result = stream.finish().await;
         result.map_err(|error| Error::during(format!("copying into {table} failed"), error))
     }
 

@@ -194,6 +194,7 @@ pub(crate) async fn lease_for(
 ) -> Result<(Lease, Arc<Statement>), sqlx::Error> {
     let statement = pool.statements().look_up(request.text());
     statement.allow_on_pool()?;
+    request.tag(&statement);
     if pool.rules().pooled {
         request.named();
     }

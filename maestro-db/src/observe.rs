@@ -1,5 +1,6 @@
 //! What one statement leaves behind for operators: a span, a duration, a line when it was slow.
 
+use std::ops::Deref;
 use std::time::{Duration, Instant};
 
 use maestro_metrics::Context;
@@ -11,21 +12,17 @@ use crate::metrics::PoolMetrics;
 use crate::statement::Statement;
 
 /// One statement under way. Dropped without an end, it was cancelled.
-pub(crate) struct Observation<'s> {
-    statement: &'s Statement,
-    metrics: &'s PoolMetrics,
+pub(crate) struct Observation<'m, S: Deref<Target = Statement>> {
+    statement: S,
+    metrics: &'m PoolMetrics,
     slow: Option<Duration>,
     started: Instant,
     span: Span,
     ended: bool,
 }
 
-impl<'s> Observation<'s> {
-    pub(crate) fn begin(
-        statement: &'s Statement,
-        metrics: &'s PoolMetrics,
-        slow: Option<Duration>,
-    ) -> Self {
+impl<'m, S: Deref<Target = Statement>> Observation<'m, S> {
+    pub(crate) fn begin(statement: S, metrics: &'m PoolMetrics, slow: Option<Duration>) -> Self {
         // The text holds placeholders where the service binds its values, so it is safe to show.
         let span = tracing::info_span!(
             "db.statement",
@@ -74,7 +71,7 @@ impl<'s> Observation<'s> {
         let duration = self
             .statement
             .duration
-            .get_or_init(|| self.metrics.succeeded(self.statement));
+            .get_or_init(|| self.metrics.succeeded(&self.statement));
         if self.slow.is_some_and(|slow| elapsed >= slow) {
             // A slow bucket leads to a trace that shows why.
             let context = self.span.in_scope(Context::current);
@@ -97,7 +94,10 @@ impl<'s> Observation<'s> {
     }
 
     fn fail(&mut self, sqlstate: &str, kind: &'static str) {
-        self.ended = true;
+        // A copy may be asked for more after it failed.
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
         let elapsed = self.started.elapsed();
         if !sqlstate.is_empty() {
             self.span.record("db.response.status_code", sqlstate);
@@ -105,7 +105,7 @@ impl<'s> Observation<'s> {
         self.span.record("error.type", kind);
         let context = self.span.in_scope(Context::current);
         self.metrics
-            .failed(self.statement, sqlstate, kind)
+            .failed(&self.statement, sqlstate, kind)
             .observe_traced(elapsed, context.trace());
         if self.slow.is_some_and(|slow| elapsed >= slow) {
             self.slow(elapsed, 0);
@@ -126,7 +126,7 @@ impl<'s> Observation<'s> {
     }
 }
 
-impl Drop for Observation<'_> {
+impl<S: Deref<Target = Statement>> Drop for Observation<'_, S> {
     fn drop(&mut self) {
         if !self.ended {
             self.fail("", "cancelled");

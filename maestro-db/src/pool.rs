@@ -121,7 +121,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             connections,
             health,
-            statements: Statements::default(),
+            statements: Statements::new(config.statement_tags.clone()),
             rules: Rules {
                 acquire: timeouts.acquire,
                 answer: timeouts.statement.map(|limit| limit + ANSWER_GRACE),

@@ -2,14 +2,18 @@
 //! the session or the transaction behind the back of the pool.
 
 mod scan;
+mod tags;
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use maestro_metrics::Histogram;
 use parking_lot::RwLock;
+use sqlx::SqlStr;
 
 use crate::error::{Error, ErrorKind};
+
+pub(crate) use tags::Tags;
 
 /// What is known of one statement text.
 #[derive(Debug)]
@@ -23,6 +27,8 @@ pub(crate) struct Statement {
     /// A prepared statement whose result can go stale when a migration changes a table.
     pub(crate) returns_rows: bool,
     pub(crate) effect: Effect,
+    /// The text as it is sent, where that is another one.
+    pub(crate) tagged: Option<SqlStr>,
     /// The series of its successes, so that it is looked up once.
     pub(crate) duration: OnceLock<Histogram>,
 }
@@ -114,6 +120,7 @@ pub(crate) fn split(sql: &str) -> Vec<&str> {
 /// Statements seen before, so that their text is looked at once.
 #[derive(Debug, Default)]
 pub(crate) struct Statements {
+    tags: Tags,
     known: RwLock<HashMap<Box<str>, Arc<Statement>>>,
 }
 
@@ -122,11 +129,21 @@ pub(crate) struct Statements {
 const REMEMBERED: usize = 1_024;
 
 impl Statements {
+    pub(crate) fn new(tags: Tags) -> Self {
+        Self {
+            tags,
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn look_up(&self, sql: &str) -> Arc<Statement> {
         if let Some(known) = self.known.read().get(sql) {
             return Arc::clone(known);
         }
-        let statement = Arc::new(scan::scan(sql));
+        let statement = Arc::new(Statement {
+            tagged: self.tags.on(sql),
+            ..scan::scan(sql)
+        });
         let mut known = self.known.write();
         if known.len() < REMEMBERED {
             known.insert(sql.into(), Arc::clone(&statement));

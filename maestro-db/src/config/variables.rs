@@ -99,6 +99,15 @@ pub(super) const SLOW_QUERY: Variable =
         .default("500ms")
         .doc("A statement that takes longer is logged as slow; `0` = no slow-query log.")
         .example("500ms");
+pub(super) const STATEMENT_TAGS: Variable = Variable::new(
+    "MAESTRO_POSTGRES_STATEMENT_TAGS",
+    Kind::Choice {
+        words: &["none", "service"],
+    },
+)
+.default("none")
+.doc("A comment on every statement with the service's name and version, for what shows texts and no `application_name`: `pg_stat_statements`, query insights.")
+.example("service");
 pub(super) const TLS_CA: Variable = Variable::new("MAESTRO_POSTGRES_TLS_CA", Kind::Path)
     .doc("Certificate authority of the server, PEM; turns full verification on.")
     .example("/run/secrets/postgres-ca.pem");
@@ -130,6 +139,7 @@ pub(super) static TABLE: Table = Table {
         IDLE_TIMEOUT,
         MAX_LIFETIME,
         SLOW_QUERY,
+        STATEMENT_TAGS,
         TLS_CA,
         TLS_CERT,
         TLS_KEY,

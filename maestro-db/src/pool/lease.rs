@@ -48,6 +48,13 @@ impl Request {
         self.persistent = true;
     }
 
+    /// The text becomes the one that is sent.
+    pub(crate) fn tag(&mut self, statement: &Statement) {
+        if let Some(tagged) = &statement.tagged {
+            self.sql = tagged.clone();
+        }
+    }
+
     pub(crate) fn text(&self) -> &str {
         self.sql.as_str()
     }
@@ -145,6 +152,7 @@ impl Lease {
                 conversation: &mut self.conversation,
                 metrics: &self.shared.metrics,
                 limit: self.shared.rules.answer,
+                slow: self.shared.rules.slow,
             }),
             _ => Err(lost().into()),
         }
@@ -321,6 +329,7 @@ pub(crate) struct Parts<'l> {
     pub(crate) conversation: &'l mut Conversation,
     pub(crate) metrics: &'l PoolMetrics,
     pub(crate) limit: Option<Duration>,
+    pub(crate) slow: Option<Duration>,
 }
 
 impl Drop for Lease {

@@ -17,6 +17,7 @@ pub(super) fn scan(sql: &str) -> Statement {
         summary: summary(sql),
         returns_rows: seen.returns_rows,
         effect: seen.effect.unwrap_or(Effect::None),
+        tagged: None,
         duration: OnceLock::new(),
     }
 }

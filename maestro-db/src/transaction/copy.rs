@@ -1,16 +1,18 @@
 //! A transaction's connection while rows are copied on it.
 
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
+use sqlx::SqlStr;
 use sqlx::postgres::{PgConnection, PgCopyIn};
+use tracing::Instrument as _;
 
 use super::Transaction;
 use super::state::{Failure, State};
 use crate::error::ends_session;
-use crate::metrics::PoolMetrics;
+use crate::observe::Observation;
 use crate::pool::{Conversation, within};
 use crate::statement::Statement;
-use std::sync::Arc;
 
 /// Bytes on their way to the server. The conversation is busy until [`finish`](Self::finish) has the
 /// server's answer, so dropping it closes the connection.
@@ -18,8 +20,8 @@ pub(crate) struct CopyStream<'t> {
     copy: PgCopyIn<&'t mut PgConnection>,
     conversation: &'t mut Conversation,
     state: &'t mut State,
-    metrics: &'t PoolMetrics,
     statement: Arc<Statement>,
+    observation: Observation<'t, Arc<Statement>>,
     limit: Option<Duration>,
 }
 
@@ -28,19 +30,25 @@ impl Transaction {
         self.ready().await?;
         let Self { lease, state, .. } = self;
         let statement = lease.look_up(sql);
+        let sql = statement.tagged.as_ref().map_or(sql, SqlStr::as_str);
         let parts = lease.parts()?;
+        let mut observation = Observation::begin(Arc::clone(&statement), parts.metrics, parts.slow);
         *parts.conversation = Conversation::Busy { answered: false };
-        match within(parts.limit, parts.raw.copy_in_raw(sql)).await {
+        let begun = within(parts.limit, parts.raw.copy_in_raw(sql))
+            .instrument(observation.span())
+            .await;
+        match begun {
             Ok(copy) => Ok(CopyStream {
                 copy,
                 conversation: parts.conversation,
                 state,
-                metrics: parts.metrics,
                 statement,
+                observation,
                 limit: parts.limit,
             }),
             Err(error) => {
-                failed(parts.conversation, state, parts.metrics, &statement, &error);
+                observation.failed(&error);
+                failed(parts.conversation, state, &statement, &error);
                 Err(error)
             }
         }
@@ -49,32 +57,37 @@ impl Transaction {
 
 impl CopyStream<'_> {
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> Result<(), sqlx::Error> {
-        let result = within(self.limit, self.copy.send(bytes)).await;
-        if result.is_err() {
+        let result = within(self.limit, self.copy.send(bytes))
+            .instrument(self.observation.span())
+            .await;
+        if let Err(error) = &result {
+            self.observation.failed(error);
             *self.conversation = Conversation::Broken;
         }
         result.map(|_| ())
     }
 
-    pub(crate) async fn finish(self, started: Instant) -> Result<u64, sqlx::Error> {
+    pub(crate) async fn finish(self) -> Result<u64, sqlx::Error> {
         let Self {
             copy,
             conversation,
             state,
-            metrics,
             statement,
+            mut observation,
             limit,
         } = self;
-        match within(limit, copy.finish()).await {
+        let finished = within(limit, copy.finish())
+            .instrument(observation.span())
+            .await;
+        match finished {
             Ok(rows) => {
                 *conversation = Conversation::AtRest;
-                metrics
-                    .succeeded(&statement)
-                    .observe_duration(started.elapsed());
+                observation.succeeded(rows);
                 Ok(rows)
             }
             Err(error) => {
-                failed(conversation, state, metrics, &statement, &error);
+                observation.failed(&error);
+                failed(conversation, state, &statement, &error);
                 Err(error)
             }
         }
@@ -85,22 +98,17 @@ impl CopyStream<'_> {
 fn failed(
     conversation: &mut Conversation,
     state: &mut State,
-    metrics: &PoolMetrics,
     statement: &Arc<Statement>,
     error: &sqlx::Error,
 ) {
-    let sqlstate = match error {
+    match error {
         sqlx::Error::Database(refusal) if !ends_session(refusal.as_ref()) => {
             *conversation = Conversation::AtRest;
             state.fail(Failure::statement(Some(statement), error));
-            refusal.code()
         }
         _ => {
             *conversation = Conversation::Broken;
             state.fail(Failure::lost_because(error));
-            None
         }
-    };
-    let kind = crate::error::classify(error).as_str();
-    metrics.failed(statement, sqlstate.as_deref().unwrap_or_default(), kind);
+    }
 }

@@ -42,11 +42,12 @@ executor!(&'c mut Transaction);
 impl Runs for &mut Transaction {
     async fn run<T: Send>(
         self,
-        request: Request,
+        mut request: Request,
         rows: fn(&T) -> u64,
         work: Work<T>,
     ) -> Result<T, sqlx::Error> {
         let statement = self.enter(request.text()).await?;
+        request.tag(&statement);
         let result = self
             .lease
             .run(&statement, rows, |raw| work(raw, request))
@@ -56,10 +57,11 @@ impl Runs for &mut Transaction {
 
     async fn pour(
         self,
-        request: Request,
+        mut request: Request,
         outlet: Outlet<Either<PgQueryResult, PgRow>>,
     ) -> Result<(), sqlx::Error> {
         let statement = self.enter(request.text()).await?;
+        request.tag(&statement);
         let result = self.lease.stream(&statement, request, &outlet).await;
         self.left(&statement, result)
     }
