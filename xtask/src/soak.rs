@@ -36,6 +36,10 @@ pub(crate) struct Options {
     #[arg(long)]
     rows: Option<u64>,
 
+    /// How many transactions, each way; of `tenants`, for which --minutes plays no part
+    #[arg(long, default_value_t = 10_000)]
+    transactions: u64,
+
     #[command(flatten)]
     servers: servers::Options,
 }
@@ -50,6 +54,9 @@ enum Campaign {
     Messaging,
     /// Futures of maestro-db dropped at random points, 10,000 and more
     Db,
+    /// Two tenants on one connection, and on two sessions of this machine's PgBouncer, cancelled and
+    /// panicking: nobody sees another's row, with row-level security and with schemas
+    Tenants,
     /// Two processes on one Redis, while networks, Redis and processes fail
     Cache,
 }
@@ -60,6 +67,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     // A campaign kills its servers, so it never takes somebody else's.
     let servers = options.servers.clone().own();
     servers::make_available(&servers, servers::For::Servers)?;
+    if options.name == Campaign::Tenants {
+        return tenants(options, &servers);
+    }
 
     announce("building the campaigns");
     let started = Instant::now();
@@ -87,4 +97,19 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         Some(_) => Ok(ExitCode::FAILURE),
         None => Err(Failure::new(format!("the campaign was ended: {status}"))),
     }
+}
+
+/// The tests whose share of this runs with the others, with more to do.
+fn tenants(options: &Options, servers: &servers::Options) -> Result<ExitCode> {
+    let mut tests = process::cargo();
+    tests
+        .args(["test", "--package", "maestro-db", "--test", "it", "--"])
+        .args(["never_see_each_others_rows", "--nocapture"])
+        .env("SOAK_SEED", options.seed.to_string())
+        .env("SOAK_TRANSACTIONS", options.transactions.to_string());
+    if let Some(from) = servers.dev_services() {
+        tests.env("MAESTRO_DEV_SERVICES", from);
+    }
+    process::run(&mut tests)?;
+    Ok(ExitCode::SUCCESS)
 }
