@@ -1,6 +1,7 @@
 //! Everything that is declared is measured, and nothing else is.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use maestro_db::{CATALOGUE, Db};
 use maestro_metrics::{Registry, coverage};
@@ -34,6 +35,7 @@ async fn what_is_declared_is_emitted_and_what_is_emitted_is_declared() {
     let registry = Registry::detached();
     let db = Db::builder(config)
         .registry(&registry)
+        .wait_for_server(Duration::from_mins(1))
         .connect()
         .await
         .unwrap();

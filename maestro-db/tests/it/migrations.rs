@@ -5,7 +5,7 @@ use std::time::Duration;
 use maestro_db::{Db, Drift, ErrorKind, MigrateOptions};
 use sqlx::migrate::Migrator;
 
-use crate::support::{config, count, database, file, migrator, sandbox};
+use crate::support::{config, count, database, eventually, file, migrator, sandbox};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn eight_replicas_that_start_together_apply_each_migration_once() {
@@ -167,18 +167,16 @@ async fn an_index_is_created_concurrently_while_replicas_wait_and_the_service_wo
         let db = it.db.clone();
         replicas.spawn(async move { db.migrate(&files()).await.unwrap().applied.len() });
     }
-    while let Ok(applied) =
-        tokio::time::timeout(Duration::from_millis(1), replicas.join_next()).await
-    {
-        if applied.is_none() {
-            break;
+    let mut applied = 0;
+    while !replicas.is_empty() {
+        tokio::select! {
+            Some(replica) = replicas.join_next() => applied += replica.unwrap(),
+            written = sqlx::query("insert into big values (0)").execute(&it.db) => {
+                written.unwrap();
+            }
         }
-        sqlx::query("insert into big values (0)")
-            .execute(&it.db)
-            .await
-            .unwrap();
     }
-    replicas.join_all().await;
+    assert_eq!(applied, 1);
     let valid: bool =
         sqlx::query_scalar("select indisvalid from pg_index where indexrelid = 'big_id'::regclass")
             .fetch_one(&it.db)
@@ -229,6 +227,34 @@ async fn a_migration_interrupted_outside_a_transaction_is_reported_and_can_be_re
 }
 
 #[tokio::test]
+async fn a_migration_killed_half_way_outside_a_transaction_is_reported_and_resumed() {
+    let it = database("", &[]).await;
+    let file = |sql| Migrator::with_migrations(vec![file(1, sql, true)]);
+    let slow =
+        file("create table half (id int); select pg_sleep(600); create table whole (id int)");
+    // Gone as a process that is killed is: its sockets are closed.
+    tokio::select! {
+        ended = it.db.migrate(&slow) => panic!("{ended:?}"),
+        () = eventually("half of it is done", Duration::from_mins(1), async || {
+            count(&it.db, "select count(*) from pg_class where relname = 'half'").await == 1
+        }) => {}
+    }
+    // Once the server has noticed, nobody holds the lock.
+    let patient = MigrateOptions::new().wait(Duration::from_mins(1));
+    let error = it.db.migrate_with(&slow, patient).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Migration, "{error}");
+    assert!(error.to_string().contains("interrupted"), "{error}");
+    let mended = file("create table if not exists half (id int); create table whole (id int)");
+    let report = it
+        .db
+        .migrate_with(&mended, patient.resume_interrupted())
+        .await
+        .unwrap();
+    assert_eq!(report.applied.len(), 1);
+    assert_eq!(count(&it.db, "select count(*) from whole").await, 0);
+}
+
+#[tokio::test]
 async fn a_cancelled_migration_leaves_nothing_and_no_lock() {
     let it = database("create table notes (id int)", &[]).await;
     let slow = migrator(&[
@@ -241,7 +267,7 @@ async fn a_cancelled_migration_leaves_nothing_and_no_lock() {
         "create table notes (id int)",
         "insert into notes values (2)",
     ]);
-    let options = MigrateOptions::new().wait(Duration::from_secs(20));
+    let options = MigrateOptions::new().wait(Duration::from_mins(1));
     it.db.migrate_with(&quick, options).await.unwrap();
     assert_eq!(count(&it.db, "select sum(id) from notes").await, 2);
 }

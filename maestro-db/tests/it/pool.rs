@@ -1,9 +1,10 @@
 //! The pool: exhaustion, fairness, minimum, lifetimes.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use maestro_config::Environment;
-use maestro_db::{Db, Error, ErrorKind};
+use maestro_db::{Db, Error, ErrorKind, Transaction};
 use maestro_metrics::{HealthState, Registry};
 
 use crate::support::{administer, config, count, database, eventually, sandbox};
@@ -11,13 +12,22 @@ use crate::support::{administer, config, count, database, eventually, sandbox};
 /// Longest wait for anything, on a busy machine.
 const SOON: Duration = Duration::from_secs(30);
 
+/// A transaction, where the limit of the test may be short for opening a connection.
+async fn begun(db: &Db) -> Transaction {
+    let started = Instant::now();
+    loop {
+        match db.begin().await {
+            Ok(tx) => return tx,
+            Err(error) => assert!(started.elapsed() < SOON, "{error}"),
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_exhausted_pool_names_its_longest_holder() {
-    // Long enough for a connection to be opened on a busy machine.
     let it = database("", &[("POOL_MAX", "2"), ("ACQUIRE_TIMEOUT", "3s")]).await;
-    let _first = it.db.begin().await.unwrap();
-    tokio::time::sleep(Duration::from_millis(20)).await;
-    let _second = it.db.begin().await.unwrap();
+    let _first = begun(&it.db).await;
+    let _second = begun(&it.db).await;
     let error = it.db.begin().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Exhausted);
     assert!(error.is_transient());
@@ -64,34 +74,32 @@ async fn a_statement_that_holds_the_pool_is_named_by_its_text() {
     slow.abort();
 }
 
+/// Time is counted in answers to anybody: a machine that stands still for a second makes nobody wait
+/// for more of them, and an unfair queue does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_callers_on_ten_connections_finish_fairly() {
-    let it = database("", &[("ACQUIRE_TIMEOUT", "60s")]).await;
-    let started = Instant::now();
+    let it = database("", &[("ACQUIRE_TIMEOUT", "120s")]).await;
+    let answers = Arc::new(AtomicU64::new(0));
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..1_000 {
-        let db = it.db.clone();
+        let (db, answers) = (it.db.clone(), Arc::clone(&answers));
         tasks.spawn(async move {
             let mut waits = Vec::new();
             for _ in 0..5 {
-                let asked = Instant::now();
+                let asked = answers.load(Ordering::Relaxed);
                 sqlx::query("select pg_sleep(0.001)")
                     .execute(&db)
                     .await
                     .unwrap();
-                waits.push(asked.elapsed());
+                waits.push(answers.fetch_add(1, Ordering::Relaxed) - asked);
             }
             waits
         });
     }
-    let mut waits: Vec<Duration> = tasks.join_all().await.concat();
-    waits.sort();
+    let mut waits: Vec<u64> = tasks.join_all().await.concat();
+    waits.sort_unstable();
     let (p50, p99) = (waits[waits.len() / 2], waits[waits.len() * 99 / 100]);
-    assert!(
-        p99 <= p50 * 5,
-        "p50 {p50:?}, p99 {p99:?}, all in {:?}",
-        started.elapsed()
-    );
+    assert!(p99 <= p50 * 5, "p50 {p50} answers, p99 {p99}");
     assert!(it.db.pool_report().total() <= 10);
 }
 
@@ -103,7 +111,8 @@ async fn the_minimum_is_opened_without_being_asked_and_kept() {
     })
     .await;
     let busy: Vec<_> = futures_util::future::join_all((0..8).map(|_| it.db.begin())).await;
-    assert_eq!(it.db.pool_report().total(), 8);
+    // Two more when those that keep the minimum warm are still in the upkeep's hands.
+    assert!(it.db.pool_report().total() >= 8, "{}", it.db.pool_report());
     drop(busy);
     eventually(
         "what is unused is closed",
@@ -125,19 +134,22 @@ async fn an_old_connection_is_replaced() {
 
 #[tokio::test]
 async fn a_server_without_a_free_connection_is_waited_for_and_then_named() {
-    let it = database("", &[("ACQUIRE_TIMEOUT", "3s")]).await;
+    let it = database("", &[]).await;
     let role = it.db.config().role().to_owned();
     let mut held = vec![it.db.begin().await.unwrap(), it.db.begin().await.unwrap()];
     administer(format!("alter role {role} connection limit 2")).await;
 
-    let other = Db::builder(it.db.config().clone()).connect_lazy().unwrap();
+    // Long enough for one attempt on a busy machine.
+    let other = Db::builder(config(&it.sandbox, &[("ACQUIRE_TIMEOUT", "5s")]))
+        .connect_lazy()
+        .unwrap();
     let error = other.begin().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
     assert_eq!(error.sqlstate().as_deref(), Some("53300"), "{error}");
     assert!(error.to_string().contains("CONNECTION LIMIT"), "{error}");
 
     // One becomes free while a caller waits.
-    let patient = Db::builder(config(&it.sandbox, &[("ACQUIRE_TIMEOUT", "20s")]))
+    let patient = Db::builder(config(&it.sandbox, &[("ACQUIRE_TIMEOUT", "60s")]))
         .connect_lazy()
         .unwrap();
     let free = async {
@@ -169,12 +181,7 @@ async fn wrong_credentials_and_a_foreign_database_are_told_apart_from_an_outage(
         (format!("{}/template1", &own[..at]), "may not connect"),
         (format!("{}/nowhere", &own[..at]), "does not exist"),
     ] {
-        let pairs = it
-            .sandbox
-            .environment()
-            .into_iter()
-            .chain([("MAESTRO_POSTGRES_URL".to_owned(), url.clone())]);
-        let config = Environment::from_pairs(pairs).read().unwrap();
+        let config = config(&it.sandbox, &[("URL", &url)]);
         let error = Db::connect(config).await.expect_err(&url);
         assert_eq!(error.kind(), ErrorKind::Config, "{error}");
         assert!(error.to_string().contains(expected), "{error}");
@@ -259,17 +266,28 @@ async fn pools_statements_and_failures_are_measured() {
 async fn the_health_check_tells_busy_from_gone() {
     let it = database("", &[("POOL_MAX", "1")]).await;
     let check = it.db.health_check();
-    assert_eq!(check.run().await.state(), HealthState::Healthy);
+    let becomes = async |state, when| {
+        eventually(when, SOON, || async { check.run().await.state() == state }).await;
+    };
+    becomes(HealthState::Healthy, "healthy").await;
     let tx = it.db.begin().await.unwrap();
-    assert_eq!(check.run().await.state(), HealthState::Degraded);
+    becomes(HealthState::Degraded, "degraded while all are in use").await;
     tx.rollback().await.unwrap();
     it.sandbox.postgres_link().cut().await.unwrap();
-    assert_eq!(check.run().await.state(), HealthState::Unhealthy);
+    becomes(HealthState::Unhealthy, "unhealthy without the server").await;
     it.sandbox.postgres_link().restore().await.unwrap();
-    eventually("healthy again", SOON, || async {
-        check.run().await.state() == HealthState::Healthy
-    })
-    .await;
+    becomes(HealthState::Healthy, "healthy again").await;
+}
+
+/// Both limits are one: whichever timer fires first, the reason is the pool's.
+#[tokio::test]
+async fn a_ping_of_a_busy_pool_is_always_told_from_one_of_a_dead_server() {
+    let it = database("", &[("POOL_MAX", "1")]).await;
+    let _busy = it.db.begin().await.unwrap();
+    for round in 0..300 {
+        let error = it.db.ping(Duration::from_millis(3)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Exhausted, "round {round}: {error}");
+    }
 }
 
 #[tokio::test]

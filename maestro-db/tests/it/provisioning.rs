@@ -49,6 +49,9 @@ impl Place {
         let pairs = [
             ("MAESTRO_SERVICE_NAME", "orders".to_owned()),
             ("MAESTRO_ENVIRONMENT", "test".to_owned()),
+            // A busy machine has time.
+            ("MAESTRO_POSTGRES_ACQUIRE_TIMEOUT", "30s".to_owned()),
+            ("MAESTRO_POSTGRES_CONNECT_TIMEOUT", "30s".to_owned()),
             (
                 "MAESTRO_POSTGRES_URL",
                 resources.postgres_url(&server).expose().clone(),

@@ -140,6 +140,36 @@ async fn a_failing_tenant_keeps_nobody_and_the_canary_keeps_everybody() {
 }
 
 #[tokio::test]
+async fn one_query_finds_that_no_tenant_has_anything_pending() {
+    let (sandbox, _db) = tenants(&[]).await;
+    let registry = maestro_metrics::Registry::detached();
+    let db = Db::builder(config(&sandbox, &[]))
+        .tenants(TenantModel::Schemas)
+        .registry(&registry)
+        .connect()
+        .await
+        .unwrap();
+    let statements = || -> f64 {
+        let text = registry.text();
+        let counts = text
+            .lines()
+            .filter(|line| line.starts_with("db_client_operation_duration_seconds_count"));
+        counts
+            .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+            .sum()
+    };
+    let before = statements();
+    let report = db
+        .tenants()
+        .unwrap()
+        .migrate(&migrator(&[ORDERS]))
+        .await
+        .unwrap();
+    assert_eq!((report.migrated, report.pending), (vec![], vec![]));
+    assert_eq!(statements() - before, 1.0);
+}
+
+#[tokio::test]
 async fn a_tenant_whose_tables_are_older_is_served_with_the_same_statement() {
     let (_sandbox, db) = tenants(&[("POOL_MAX", "1")]).await;
     let (acme, globex) = (db.tenant(tenant("acme")), db.tenant(tenant("globex")));

@@ -64,17 +64,20 @@ pub(crate) async fn on_this_machine() -> (Stack, Sandbox) {
     (stack, sandbox)
 }
 
-/// The sandbox's settings and the test's own. Without those a busy machine has time: only a test of
+/// The sandbox's settings and the test's own, over a busy machine's limits; see [`read`].
+pub(crate) fn config(sandbox: &Sandbox, own: &[(&str, &str)]) -> DbConfig {
+    read(sandbox.environment(), own)
+}
+
+/// The test's own settings over what is given. Without them a busy machine has time: only a test of
 /// what is slow sets a limit that it means to reach.
-pub(crate) fn config(sandbox: &Sandbox, settings: &[(&str, &str)]) -> DbConfig {
+pub(crate) fn read(given: Vec<(String, String)>, own: &[(&str, &str)]) -> DbConfig {
     let patient = [("ACQUIRE_TIMEOUT", "30s"), ("CONNECT_TIMEOUT", "30s")];
-    let own = patient
-        .iter()
-        .chain(settings)
-        .map(|(name, value)| (format!("MAESTRO_POSTGRES_{name}"), (*value).to_owned()));
-    Environment::from_pairs(sandbox.environment().into_iter().chain(own))
-        .read()
-        .unwrap()
+    let named =
+        |(name, value): &(&str, &str)| (format!("MAESTRO_POSTGRES_{name}"), (*value).to_owned());
+    let patient = patient.iter().map(named);
+    let pairs = patient.chain(given).chain(own.iter().map(named));
+    Environment::from_pairs(pairs).read().unwrap()
 }
 
 /// Migrations from texts, with versions 1, 2, …
@@ -115,11 +118,23 @@ pub(crate) async fn administer(sql: String) {
     admin.close().await.unwrap();
 }
 
+/// A port that nobody has, of those that the kernel gives to no client: it may be let go and taken
+/// again. Another test may be quicker, so whoever starts a server there looks whether it lives.
+pub(crate) fn spare_port() -> u16 {
+    loop {
+        // Beside the ports of the testkit's own servers.
+        let port = fastrand::u16(25_000..32_000);
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
 /// Waits for a condition, with a deadline.
-pub(crate) async fn eventually<F: Future<Output = bool>>(
+pub(crate) async fn eventually(
     what: &str,
     limit: Duration,
-    mut condition: impl FnMut() -> F,
+    mut condition: impl AsyncFnMut() -> bool,
 ) {
     let started = Instant::now();
     while !condition().await {

@@ -3,12 +3,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use maestro_config::Environment;
 use maestro_db::{Db, DbConfig, ErrorKind};
 use maestro_testkit::{Authority, Sandbox, Stack};
 use sqlx::{Connection as _, PgConnection};
 
-use crate::support::{dedicated, eventually};
+use crate::support::{dedicated, eventually, read};
 
 /// A server that lets services in with a certificate alone, and the administrator as ever.
 async fn server_with_tls(stack: &Stack, authority: &Authority) {
@@ -35,7 +34,7 @@ async fn server_with_tls(stack: &Stack, authority: &Authority) {
     execute(&mut admin, "alter system set ssl = on").await;
     execute(&mut admin, "select pg_reload_conf()").await;
     admin.close().await.unwrap();
-    eventually("TLS is on", Duration::from_secs(30), async || {
+    eventually("TLS is on", Duration::from_mins(1), async || {
         let Ok(mut admin) = PgConnection::connect(url.expose()).await else {
             return false;
         };
@@ -57,15 +56,15 @@ async fn execute(admin: &mut PgConnection, sql: &str) {
 }
 
 fn config(sandbox: &Sandbox, settings: &[(&str, &Path)]) -> DbConfig {
-    let own = settings.iter().map(|(name, path)| {
-        (
-            format!("MAESTRO_POSTGRES_TLS_{name}"),
-            path.display().to_string(),
-        )
-    });
-    Environment::from_pairs(sandbox.environment().into_iter().chain(own))
-        .read()
-        .unwrap()
+    let own = settings
+        .iter()
+        .map(|(name, path)| (format!("TLS_{name}"), path.display().to_string()));
+    let own: Vec<_> = own.collect();
+    let own: Vec<_> = own
+        .iter()
+        .map(|(name, path)| (name.as_str(), path.as_str()))
+        .collect();
+    read(sandbox.environment(), &own)
 }
 
 #[tokio::test]

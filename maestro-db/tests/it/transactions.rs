@@ -3,8 +3,10 @@
 use futures_util::TryStreamExt as _;
 use maestro_db::{Db, Error, ErrorKind, Isolation, Transaction, TransactionOptions};
 use sqlx::Row as _;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
+use tokio::sync::Barrier;
 
 use crate::support::{count, database, eventually};
 
@@ -285,40 +287,47 @@ async fn options_of_a_transaction_reach_the_server() {
     assert_eq!(refused.sqlstate().as_deref(), Some("25006"));
 }
 
+/// All of them read before anybody writes, so all but one collide; and whoever collides again does so
+/// with one that is done then, so that nobody needs more runs than there are of them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn colliding_transactions_are_run_again_until_each_has_had_its_turn() {
+    const EACH: usize = 6;
     let it = database("create table counters (id int primary key, n int not null); insert into counters values (1, 0)", &[]).await;
-    let runs = std::sync::Arc::new(AtomicU32::new(0));
+    let runs = Arc::new(AtomicUsize::new(0));
+    let all_have_read = Arc::new(Barrier::new(EACH));
     let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..8 {
-        let (db, runs) = (it.db.clone(), std::sync::Arc::clone(&runs));
+    for _ in 0..EACH {
+        let (db, runs, all_have_read) =
+            (it.db.clone(), Arc::clone(&runs), Arc::clone(&all_have_read));
         // Spawned, so this also shows that the future is `Send`.
         tasks.spawn(async move {
-            for _ in 0..5 {
-                db.retry(|| async {
-                    runs.fetch_add(1, Ordering::Relaxed);
-                    let options = TransactionOptions::new().isolation(Isolation::Serializable);
-                    let mut tx = db.begin_with(options).await?;
-                    let n: i32 = sqlx::query_scalar("select n from counters where id = 1")
-                        .fetch_one(&mut tx)
-                        .await?;
-                    sqlx::query("update counters set n = $1 where id = 1")
-                        .bind(n + 1)
-                        .execute(&mut tx)
-                        .await?;
-                    tx.commit().await
-                })
-                .await
-                .unwrap();
-            }
+            let first = AtomicBool::new(true);
+            db.retry(|| async {
+                runs.fetch_add(1, Ordering::Relaxed);
+                let options = TransactionOptions::new().isolation(Isolation::Serializable);
+                let mut tx = db.begin_with(options).await?;
+                let n: i32 = sqlx::query_scalar("select n from counters where id = 1")
+                    .fetch_one(&mut tx)
+                    .await?;
+                if first.swap(false, Ordering::Relaxed) {
+                    all_have_read.wait().await;
+                }
+                sqlx::query("update counters set n = $1 where id = 1")
+                    .bind(n + 1)
+                    .execute(&mut tx)
+                    .await?;
+                tx.commit().await
+            })
+            .await
+            .unwrap();
         });
     }
     tasks.join_all().await;
-    assert_eq!(count(&it.db, "select n::bigint from counters").await, 40);
-    assert!(
-        runs.load(Ordering::Relaxed) > 40,
-        "nothing collided, so nothing was shown"
+    assert_eq!(
+        count(&it.db, "select n::bigint from counters").await,
+        i64::try_from(EACH).unwrap()
     );
+    assert!(runs.load(Ordering::Relaxed) >= 2 * EACH - 1, "{runs:?}");
 }
 
 #[tokio::test]
