@@ -33,8 +33,8 @@ pub async fn run(rounds: usize) -> Result<Vec<Row>> {
         .connect(url)
         .await?;
     let deadpool = deadpool(url)?;
-    let bb8 = bb8(url, true).await?;
-    let bb8_bare = bb8(url, false).await?;
+    let bb8 = bb8_pool(url, true).await?;
+    let bb8_bare = bb8_pool(url, false).await?;
     let pipelined = Arc::new(prepared(&url.parse()?).await?);
 
     let mut rows = Vec::new();
@@ -153,7 +153,7 @@ async fn of_our_own(db: &Db, rounds: usize) -> Result<Vec<Row>> {
 }
 
 /// Where a transaction is begun.
-trait Begins: Send + 'static {
+trait Begins: Send + Sync + 'static {
     fn begin(
         &self,
     ) -> impl Future<Output = std::result::Result<Transaction, maestro_db::Error>> + Send;
@@ -234,7 +234,7 @@ impl bb8::ManageConnection for Bb8Manager {
     }
 }
 
-async fn bb8(url: &str, ping: bool) -> Result<bb8::Pool<Bb8Manager>> {
+async fn bb8_pool(url: &str, ping: bool) -> Result<bb8::Pool<Bb8Manager>> {
     Ok(bb8::Pool::builder()
         .max_size(CONNECTIONS)
         .test_on_check_out(ping)
