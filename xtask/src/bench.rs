@@ -35,7 +35,7 @@ pub(crate) struct Options {
 enum Bench {
     /// Hits in memory and in Redis, beside redis-rs, `quick_cache` and moka
     Cache,
-    /// Queries through the pool, beside sqlx's own and deadpool-postgres
+    /// Queries through the pool, beside sqlx's own, deadpool-postgres, bb8 and tokio-postgres
     Db,
     /// Confirmed publishing and acknowledged consuming, beside raw lapin
     Messaging,
