@@ -99,7 +99,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
 }
 
-/// The tests whose share of this runs with the others, with more to do.
+/// The tests whose share of this runs with the others, built to do more: what they are to do is read
+/// by the compiler, because a test reads no environment.
 fn tenants(options: &Options, servers: &servers::Options) -> Result<ExitCode> {
     let mut tests = process::cargo();
     tests

@@ -21,18 +21,15 @@ async fn two_tenants_with_schemas_on_one_connection_never_see_each_others_rows()
     campaign(&db, "tenant_acme.orders").await;
 }
 
-/// What `cargo xtask soak` asks for in place of the share.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "of the campaign, and no setting of a service"
-)]
-fn asked(name: &str, share: u64) -> u64 {
-    std::env::var(name).map_or(share, |value| value.parse().unwrap())
+/// What `cargo xtask soak` builds this with in place of the share.
+fn asked(value: Option<&str>, share: u64) -> u64 {
+    value.map_or(share, |value| value.parse().unwrap())
 }
 
 /// Two tenants and callers without one, all at once, for so many transactions of the tenants.
 pub(crate) async fn campaign(db: &Db, table: &'static str) {
-    let (transactions, seed) = (asked("SOAK_TRANSACTIONS", 1_600), asked("SOAK_SEED", 1));
+    let transactions = asked(option_env!("SOAK_TRANSACTIONS"), 1_600);
+    let seed = asked(option_env!("SOAK_SEED"), 1);
     let started = Instant::now();
     // An empty table is not asked whose it is.
     for id in ["acme", "globex"] {
