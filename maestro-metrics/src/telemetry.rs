@@ -96,7 +96,11 @@ impl Telemetry {
                  already: start telemetry once, before anything else installs one",
             )
             .with_source(error)
-        })
+        })?;
+        // A thread that came to a place in the code between the start and now found no subscriber,
+        // and such a place stays silent until it is asked again.
+        tracing_core::callsite::rebuild_interest_cache();
+        Ok(())
     }
 
     /// The subscriber, for a part of a process: `tracing::dispatcher::with_default`, or
@@ -140,6 +144,28 @@ impl fmt::Debug for Telemetry {
 }
 
 /// Options of [`Telemetry`] that are code.
+///
+/// ```
+/// use maestro_config::{Environment, Identity};
+/// use maestro_metrics::{Registry, Telemetry, TelemetryConfig};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let environment = Environment::from_pairs([
+///     ("MAESTRO_SERVICE_NAME", "orders"),
+///     ("MAESTRO_ENVIRONMENT", "test"),
+/// ]);
+/// let (identity, config) = environment.read::<(Identity, TelemetryConfig)>()?;
+/// let registry = Registry::new(&identity);
+/// let telemetry = Telemetry::builder(&config, &identity, &registry)
+///     .redact(["iban"])
+///     .log_to(std::io::stderr())
+///     .start()?;
+/// tracing::dispatcher::with_default(telemetry.dispatch(), || {
+///     tracing::info!(iban = "DE02 1203 0000 0000 2020 51", "paid"); // logged as [redacted]
+/// });
+/// # Ok(())
+/// # }
+/// ```
 #[must_use]
 pub struct TelemetryBuilder<'a> {
     config: &'a TelemetryConfig,
@@ -271,6 +297,26 @@ impl fmt::Debug for TelemetryBuilder<'_> {
 }
 
 /// Changes what is logged while the service runs. A clone controls the same.
+///
+/// ```
+/// use maestro_config::{Environment, Identity};
+/// use maestro_metrics::{LogLevel, Registry, Telemetry, TelemetryConfig};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let environment = Environment::from_pairs([
+///     ("MAESTRO_SERVICE_NAME", "orders"),
+///     ("MAESTRO_ENVIRONMENT", "test"),
+/// ]);
+/// let (identity, config) = environment.read::<(Identity, TelemetryConfig)>()?;
+/// let registry = Registry::new(&identity);
+/// let telemetry = Telemetry::start(&config, &identity, &registry)?;
+/// let control = telemetry.log_control();
+/// if let Some(level) = LogLevel::parse("info,orders::billing=debug") {
+///     control.set(&level);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct LogControl(Arc<Shared>);
 

@@ -97,8 +97,7 @@ impl Exporter {
             Ok(Ok(failure)) => failure,
             Ok(Err(_)) => Some("the export thread ended early".to_owned()),
             Err(_) => {
-                let left = self.queue.close().len() as u64;
-                self.queue.dropped(DropReason::Shutdown, left);
+                self.queue.abandon();
                 Some("the export thread did not end by the deadline".to_owned())
             }
         }
@@ -156,7 +155,7 @@ impl Worker {
 
     fn give_up(&mut self, error: &dyn std::error::Error) {
         let left = self.queue.close().len() as u64;
-        self.queue.dropped(DropReason::Unreachable, left);
+        self.queue.lost(DropReason::Unreachable, left);
         self.fail(&format!("the exporter cannot work: {error}"));
     }
 
@@ -219,7 +218,7 @@ impl Worker {
     }
 
     fn lose(&mut self, spans: usize, why: &str) {
-        self.queue.dropped(DropReason::Shutdown, spans as u64);
+        self.queue.lost(DropReason::Shutdown, spans as u64);
         self.last_failure = Some(format!("{}: {why}", self.shown));
     }
 
@@ -231,14 +230,14 @@ impl Worker {
             let outcome = tokio::select! {
                 outcome = self.figures.attempt(transport, &self.buffer) => outcome,
                 () = cut_off(&mut stop) => {
-                    self.queue.dropped(DropReason::Shutdown, batch.len() as u64);
+                    self.queue.lost(DropReason::Shutdown, batch.len() as u64);
                     return self.fail("no answer by the deadline of the shutdown");
                 }
             };
             match outcome {
                 Outcome::Delivered(partial) => return self.delivered(batch, &partial),
                 Outcome::Refused { why } => {
-                    self.queue.dropped(DropReason::Refused, batch.len() as u64);
+                    self.queue.lost(DropReason::Refused, batch.len() as u64);
                     return self.fail(&why);
                 }
                 Outcome::Retry { why, after } => {
@@ -259,8 +258,7 @@ impl Worker {
                 }
             }
         }
-        self.queue
-            .dropped(DropReason::Unreachable, batch.len() as u64);
+        self.queue.lost(DropReason::Unreachable, batch.len() as u64);
     }
 
     async fn once_more(&mut self, transport: &Transport, batch: &[SpanRecord]) {
@@ -273,7 +271,7 @@ impl Worker {
         self.queue.exported(batch.len() as u64 - rejected);
         self.figures.state(State::Delivering);
         if rejected > 0 {
-            self.queue.dropped(DropReason::Rejected, rejected);
+            self.queue.lost(DropReason::Rejected, rejected);
             let why = format!("rejected {rejected} spans: {}", partial.message);
             self.complaints.complain(&self.shown, &why);
         } else {

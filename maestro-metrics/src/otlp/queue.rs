@@ -59,6 +59,10 @@ struct Waiting {
     spans: Vec<SpanRecord>,
     bytes: usize,
     closed: bool,
+    /// Taken by the exporter, which has not said yet what became of them.
+    taken: u64,
+    /// The exporter was given up: all that it had taken is counted as lost, whatever it says later.
+    abandoned: bool,
 }
 
 /// Spans of one request.
@@ -105,10 +109,11 @@ impl Queue {
         }
     }
 
-    /// Everything that waits.
+    /// Everything that waits, for the exporter, which then says what became of it.
     pub(crate) fn take(&self) -> Vec<SpanRecord> {
         let mut waiting = self.waiting.lock();
         waiting.bytes = 0;
+        waiting.taken += waiting.spans.len() as u64;
         std::mem::take(&mut waiting.spans)
     }
 
@@ -118,11 +123,38 @@ impl Queue {
         self.take()
     }
 
-    pub(crate) fn exported(&self, spans: u64) {
-        self.exported.add(spans);
+    /// Gives the exporter up: what waits and what it has taken is lost.
+    pub(crate) fn abandon(&self) {
+        let mut waiting = self.waiting.lock();
+        waiting.closed = true;
+        waiting.abandoned = true;
+        let lost = waiting.spans.len() as u64 + std::mem::take(&mut waiting.taken);
+        waiting.spans.clear();
+        drop(waiting);
+        self.dropped(DropReason::Shutdown, lost);
     }
 
-    pub(crate) fn dropped(&self, reason: DropReason, spans: u64) {
+    /// Of the spans that were taken, so many were delivered.
+    pub(crate) fn exported(&self, spans: u64) {
+        self.settle(spans, || self.exported.add(spans));
+    }
+
+    /// Of the spans that were taken, so many are lost.
+    pub(crate) fn lost(&self, reason: DropReason, spans: u64) {
+        self.settle(spans, || self.dropped(reason, spans));
+    }
+
+    /// Counts what was taken, unless it has been counted as lost already.
+    fn settle(&self, spans: u64, count: impl FnOnce()) {
+        let mut waiting = self.waiting.lock();
+        if !waiting.abandoned {
+            waiting.taken = waiting.taken.saturating_sub(spans);
+            // Inside the lock, so that whoever gives the exporter up sees it counted.
+            count();
+        }
+    }
+
+    fn dropped(&self, reason: DropReason, spans: u64) {
         self.dropped[reason as usize].add(spans);
     }
 
@@ -130,5 +162,31 @@ impl Queue {
     pub(crate) fn totals(&self) -> (u64, [u64; DropReason::ALL.len()]) {
         let dropped = std::array::from_fn(|i| self.dropped[i].value());
         (self.exported.value(), dropped)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::request::tests::record;
+    use super::*;
+
+    #[test]
+    fn what_an_exporter_that_was_given_up_had_taken_is_lost_once() {
+        let queue = Queue::new(10, &Registry::detached());
+        for _ in 0..5 {
+            queue.push(record());
+        }
+        let taken = queue.take().len() as u64;
+        queue.exported(2);
+        queue.push(record());
+        queue.abandon();
+        queue.push(record());
+        let lost = |queue: &Queue| queue.totals().1[DropReason::Shutdown as usize];
+        assert_eq!((taken, lost(&queue)), (5, 3 + 1 + 1));
+        // It says so too late.
+        queue.exported(1);
+        queue.lost(DropReason::Refused, 2);
+        let (exported, dropped) = queue.totals();
+        assert_eq!((exported, dropped.iter().sum::<u64>()), (2, 5));
     }
 }

@@ -165,4 +165,4 @@ pub(crate) fn decode_response(bytes: &[u8]) -> PartialSuccess {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -11,7 +11,7 @@ use super::*;
 use crate::propagation::TraceContext;
 use crate::span::SpanKind;
 
-fn record() -> SpanRecord {
+pub(in crate::otlp) fn record() -> SpanRecord {
     let parent = TraceContext::root(true);
     SpanRecord {
         trace: parent.child(),
