@@ -41,6 +41,13 @@ impl fmt::Display for HealthState {
 
 /// The answer of a check: a state and, unless all is well, the reason (never with a secret: it is
 /// shown to whoever may ask for the service's health).
+///
+/// ```
+/// use maestro_metrics::HealthStatus;
+///
+/// let status = HealthStatus::degraded("answers, but took 800 ms");
+/// assert_eq!(status.reason(), Some("answers, but took 800 ms"));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthStatus {
     state: HealthState,
@@ -190,6 +197,19 @@ impl HealthCheck {
                 start.elapsed(),
                 self.timeout
             )),
+        }
+    }
+
+    /// One line for a change, none while nothing changes.
+    fn say(&self, before: Option<HealthState>, now: &HealthStatus) {
+        if before == Some(now.state()) {
+            return;
+        }
+        let (check, reason) = (self.name(), now.reason().unwrap_or_default());
+        match (before, now.state()) {
+            (None, HealthState::Healthy) => tracing::debug!(check, "healthy"),
+            (Some(_), HealthState::Healthy) => tracing::info!(check, "healthy again"),
+            (_, state) => tracing::warn!(check, state = state.as_str(), reason, "not healthy"),
         }
     }
 }

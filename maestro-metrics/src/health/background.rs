@@ -170,7 +170,8 @@ impl HealthRegistry {
         health
     }
 
-    /// Adds a check; it runs at once if the registry is started.
+    /// Adds a check; it runs at once if the registry is started. One of the same name takes the place of
+    /// the earlier one, which is how a service says that it cannot do without its cache or its broker.
     pub fn register(&self, check: HealthCheck) {
         let durations = self.inner.registry.family(&HEALTH_DURATION);
         let states = self.inner.registry.family(&HEALTH_STATE);
@@ -185,7 +186,14 @@ impl HealthRegistry {
             check,
             last: Mutex::default(),
         });
-        self.inner.entries.lock().push(Arc::clone(&entry));
+        {
+            let mut entries = self.inner.entries.lock();
+            let name = entry.check.name();
+            match entries.iter_mut().find(|old| old.check.name() == name) {
+                Some(old) => *old = Arc::clone(&entry),
+                None => entries.push(Arc::clone(&entry)),
+            }
+        }
         if let Some(tasks) = &mut *self.inner.running.lock() {
             tasks.spawn(run(
                 Arc::downgrade(&self.inner),
@@ -288,6 +296,9 @@ async fn run(inner: Weak<Inner>, entry: Arc<Entry>, mut stop: watch::Receiver<bo
             Err(panic) => HealthStatus::unhealthy(format!("the check panicked: {panic}")),
         };
         let took = start.elapsed();
+        let Some(inner) = inner.upgrade().filter(|inner| inner.has(&entry)) else {
+            return;
+        };
         let well = status.state() == HealthState::Healthy;
         entry.duration.observe_duration(took);
         for (state, gauge) in &entry.states {
@@ -298,15 +309,11 @@ async fn run(inner: Weak<Inner>, entry: Arc<Entry>, mut stop: watch::Receiver<bo
             at: SystemTime::now(),
             took,
         });
-        say(
-            &entry.check,
-            before.map(|last| last.status.state()),
-            &status,
-        );
-        match inner.upgrade() {
-            Some(inner) => inner.render(),
-            None => return,
-        }
+        entry
+            .check
+            .say(before.map(|last| last.status.state()), &status);
+        inner.render();
+        drop(inner);
         let period = entry.check.interval();
         let pause = if well {
             period
@@ -320,20 +327,15 @@ async fn run(inner: Weak<Inner>, entry: Arc<Entry>, mut stop: watch::Receiver<bo
     }
 }
 
-/// One line for a change, none while nothing changes.
-fn say(check: &HealthCheck, before: Option<HealthState>, now: &HealthStatus) {
-    if before == Some(now.state()) {
-        return;
-    }
-    let (check, reason) = (check.name(), now.reason().unwrap_or_default());
-    match (before, now.state()) {
-        (None, HealthState::Healthy) => tracing::debug!(check, "healthy"),
-        (Some(_), HealthState::Healthy) => tracing::info!(check, "healthy again"),
-        (_, state) => tracing::warn!(check, state = state.as_str(), reason, "not healthy"),
-    }
-}
-
 impl Inner {
+    /// False for a check that another one has taken the place of.
+    fn has(&self, entry: &Arc<Entry>) -> bool {
+        self.entries
+            .lock()
+            .iter()
+            .any(|one| Arc::ptr_eq(one, entry))
+    }
+
     fn render(&self) {
         let entries = self.entries.lock();
         let checks: Vec<CheckReport> = entries.iter().map(|entry| entry.report()).collect();
@@ -363,11 +365,11 @@ impl Inner {
             report,
         };
         *self.answers.write() = Arc::new(answers);
-        // Held until here, so that an older picture does not replace a newer one.
-        drop(entries);
         if was_ready != ready {
             self.ready.send_replace(ready);
         }
+        // Held until here, so that an older picture does not replace a newer one.
+        drop(entries);
     }
 
     fn reasons(&self, report: &HealthReport, draining: bool) -> Vec<String> {

@@ -123,6 +123,29 @@ async fn a_check_that_hangs_or_panics_holds_up_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_check_of_the_same_name_takes_the_place_of_the_earlier_one() {
+    let (health, _) = health();
+    let (degrading, state) = switch("redis", Criticality::Degrading);
+    state.store(2, Ordering::Relaxed);
+    health.register(degrading);
+    health.start();
+    health.started();
+    until(&health, |report| report.ready).await;
+    let (critical, state) = switch("redis", Criticality::Critical);
+    state.store(2, Ordering::Relaxed);
+    health.register(critical);
+    assert!(!health.report().ready, "it is critical now");
+    state.store(0, Ordering::Relaxed);
+    until(&health, |report| report.ready).await;
+    // The earlier one is still unhealthy, and would have said so by now.
+    tokio::time::sleep(Duration::from_mins(1)).await;
+    let report = health.report();
+    assert_eq!(report.checks.len(), 1);
+    assert_eq!(report.state, HealthState::Healthy);
+    health.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_whole_is_valid_json_whatever_the_reasons_are() {
     let (health, _) = health();
     let (disk, state) = switch("disk \"c\\\"", Criticality::Critical);
