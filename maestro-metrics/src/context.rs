@@ -23,6 +23,14 @@ pub const TENANT_ID: &str = "x-tenant-id";
 
 /// An id that stays the same over everything one outer request set in motion: requests, messages,
 /// log lines. Up to 128 visible ASCII characters.
+///
+/// ```
+/// use maestro_metrics::CorrelationId;
+///
+/// assert_eq!(CorrelationId::parse("order-17").unwrap().as_str(), "order-17");
+/// assert!(CorrelationId::parse("two words").is_none());
+/// assert_ne!(CorrelationId::random(), CorrelationId::random());
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct CorrelationId(Arc<str>);
 
@@ -83,6 +91,17 @@ impl fmt::Debug for CorrelationId {
 ///
 /// let mut headers = Vec::new();
 /// Context::current().inject(|name, value| headers.push((name, value.to_owned())));
+/// ```
+/// And who starts something by himself, a nightly job for a tenant:
+/// ```
+/// use maestro_metrics::Context;
+///
+/// # async fn bill() {}
+/// # async fn nightly() {
+/// let context = Context::new().or_new_correlation().with_tenant("acme");
+/// assert_eq!(context.tenant(), Some("acme"));
+/// context.scope(bill()).await;
+/// # }
 /// ```
 ///
 /// [`scope`]: Context::scope

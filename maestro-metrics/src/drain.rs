@@ -113,6 +113,14 @@ impl fmt::Debug for DrainStep {
 }
 
 /// What a step had to leave undone.
+///
+/// ```
+/// use maestro_metrics::Leftover;
+///
+/// let left = Leftover::of(3, "messages").and(0, "rows");
+/// assert_eq!(left.to_string(), "3 messages");
+/// assert!(Leftover::of(0, "messages").is_none());
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Leftover {
     left: Vec<(Option<u64>, String)>,

@@ -26,6 +26,18 @@ pub const OVERFLOW: &str = "_overflow";
 ///
 /// Resolve a handle once where the label values are known at start (`with` takes tens of
 /// nanoseconds, a handle a few), and resolve as you go where they come with the work.
+///
+/// ```
+/// use maestro_metrics::{Counter, Metric, Registry};
+///
+/// const PAID: Metric<Counter, 1> = Metric::counter("orders_paid_total", "Orders paid.").labels(["by"]);
+///
+/// let registry = Registry::detached();
+/// let paid = registry.family(&PAID);
+/// let by_card = paid.with(["card"]); // resolved once
+/// by_card.increment();
+/// assert!(registry.text().contains(r#"orders_paid_total{by="card"} 1"#));
+/// ```
 pub struct Family<K: Handle, const N: usize> {
     inner: Arc<Inner<K>>,
 }

@@ -9,6 +9,17 @@ use crate::cell::{HistogramCells, Integer, Number};
 use crate::propagation::TraceContext;
 
 /// Counts events; only grows. A clone counts on the same cell.
+///
+/// ```
+/// use maestro_metrics::{Counter, Metric, Registry};
+///
+/// const PLACED: Metric<Counter> = Metric::counter("orders_placed_total", "Orders placed.");
+///
+/// let placed = Registry::detached().metric(&PLACED);
+/// placed.increment();
+/// placed.add(2);
+/// assert_eq!(placed.value(), 3);
+/// ```
 #[derive(Clone)]
 pub struct Counter(pub(crate) Arc<Integer>);
 
@@ -32,6 +43,20 @@ impl Counter {
 }
 
 /// A value that goes up and down. A clone sets the same cell.
+///
+/// ```
+/// use maestro_metrics::{Gauge, Metric, Registry};
+///
+/// const OPEN: Metric<Gauge> = Metric::gauge("orders_open", "Orders that are being worked on.");
+///
+/// let open = Registry::detached().metric(&OPEN);
+/// {
+///     // One more as long as this lives, however the work ends.
+///     let _working = open.track();
+///     assert!(open.value() > 0.5);
+/// }
+/// assert!(open.value() < 0.5);
+/// ```
 #[derive(Clone)]
 pub struct Gauge(pub(crate) Arc<Number>);
 
@@ -85,6 +110,17 @@ impl Drop for Tracked {
 }
 
 /// Counts observations in buckets. A clone observes into the same cells.
+///
+/// ```
+/// use maestro_metrics::{Histogram, Metric, Registry};
+///
+/// const TIME: Metric<Histogram> = Metric::seconds("orders_packing_seconds", "Time to pack one order.");
+///
+/// let time = Registry::detached().metric(&TIME);
+/// let start = std::time::Instant::now();
+/// time.observe_duration(start.elapsed());
+/// assert_eq!(time.count(), 1);
+/// ```
 #[derive(Clone)]
 pub struct Histogram(pub(crate) Arc<HistogramCells>);
 

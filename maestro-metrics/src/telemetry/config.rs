@@ -80,6 +80,13 @@ pub struct LogConfig {
 
 /// Which events are logged: a level, and levels for targets, separated by commas
 /// (`info,sqlx=warn,orders::billing=debug`).
+///
+/// ```
+/// use maestro_metrics::LogLevel;
+///
+/// assert!(LogLevel::parse("info,sqlx=warn").is_some());
+/// assert!(LogLevel::parse("loud=very").is_none());
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct LogLevel {
     text: String,
