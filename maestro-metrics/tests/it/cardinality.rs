@@ -28,21 +28,14 @@ async fn a_hundred_thousand_tenants_make_a_thousand_series_and_one_line() {
         }
     };
     record(0);
-    let (size, memory) = (service.registry.text().len(), resident_kib());
-    record(1);
-    let (size_after, memory_after) = (service.registry.text().len(), resident_kib());
+    let size = service.registry.text().len();
+    let rounds = until_steady(16 << 10, record);
+    let size_after = service.registry.text().len();
     assert!(orders.series() <= 1_001 && time.series() <= 1_001);
     assert!(size_after < size + 200, "{size} grew to {size_after}");
-    let grown = memory_after.saturating_sub(memory);
-    assert!(
-        grown < 16 << 10,
-        "{grown} KiB more after another {MANY} tenants"
-    );
+    let all = (1 + rounds) as f64 * MANY as f64;
     let total = sum(&service.registry, "orders_total", &[]);
-    assert!(
-        (total - 2.0 * MANY as f64).abs() < 1e-6,
-        "nothing is lost: {total}"
-    );
+    assert!((total - all).abs() < 1e-6, "nothing is lost: {total}");
     let lines = service.logs.json();
     let of = |metric: &str| {
         lines
@@ -59,10 +52,7 @@ async fn a_hundred_thousand_tenants_make_a_thousand_series_and_one_line() {
         "maestro_metrics_overflow_total",
         &overflow,
     );
-    assert!(
-        (overflowed - (2.0 * MANY as f64 - 1_000.0)).abs() < 1e-6,
-        "{overflowed}"
-    );
+    assert!((overflowed - (all - 1_000.0)).abs() < 1e-6, "{overflowed}");
 }
 
 const BUSIEST: Metric<Histogram, 2> = Metric::seconds("busiest_seconds", "Time by tenant.")
@@ -84,13 +74,13 @@ async fn of_a_hundred_thousand_tenants_the_busiest_have_series_in_steady_memory(
         }
         service.registry.text()
     };
-    record(0);
-    let (size, memory) = (service.registry.text().len(), resident_kib());
-    let mut text = String::new();
-    for round in 1..=3 {
-        text = record(round);
-    }
-    let (size_after, memory_after) = (text.len(), resident_kib());
+    let size = record(0).len();
+    // More of it belongs to the same claim: who is busy stays, whoever else comes.
+    record(1);
+    record(2);
+    let rounds = until_steady(8 << 10, |round| drop(record(2 + round)));
+    let text = service.registry.text();
+    let size_after = text.len();
     for busy in 0..10 {
         let shown = format!("busiest_seconds_count{{tenant=\"busy-{busy}\"");
         let shown = shown.replace(
@@ -101,12 +91,6 @@ async fn of_a_hundred_thousand_tenants_the_busiest_have_series_in_steady_memory(
     }
     assert!(time.series() <= 21 + 10, "{} series", time.series());
     assert!(size_after < size + 500, "{size} grew to {size_after}");
-    let grown = memory_after.saturating_sub(memory);
-    assert!(
-        grown < 8 << 10,
-        "{grown} KiB more after another {} tenants",
-        3 * MANY
-    );
     let lines = service.logs.json();
     let lines: Vec<_> = lines
         .iter()
@@ -121,7 +105,7 @@ async fn of_a_hundred_thousand_tenants_the_busiest_have_series_in_steady_memory(
         "maestro_metrics_overflow_total",
         &overflow,
     );
-    let most = 4.0 * MANY as f64;
+    let most = (3 + rounds) as f64 * MANY as f64;
     assert!((0.85 * most..most).contains(&counted), "{counted}");
 }
 
@@ -161,6 +145,21 @@ async fn a_hundred_thousand_paths_and_methods_are_a_handful_of_series() {
     assert!((unmatched - 33_333.0).abs() < 1e-9, "{unmatched}");
     let other = count(&["http_request_method=\"_OTHER\"", "status_code=\"405\""]);
     assert!((other - 33_333.0).abs() < 1e-9, "{other}");
+}
+
+/// Repeats it until a round takes less than so much memory more; how many rounds that took. Other tests
+/// of this process take memory too, but who kept something of every tenant would grow in every round.
+fn until_steady(kib: u64, mut record: impl FnMut(usize)) -> usize {
+    let mut grown = Vec::new();
+    for round in 1..=6 {
+        let before = resident_kib();
+        record(round);
+        grown.push(resident_kib().saturating_sub(before));
+        if grown.last().is_some_and(|grown| *grown < kib) {
+            return round;
+        }
+    }
+    panic!("KiB more after each {MANY} tenants: {grown:?}")
 }
 
 fn resident_kib() -> u64 {

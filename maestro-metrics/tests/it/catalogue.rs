@@ -84,5 +84,5 @@ async fn what_is_declared_is_emitted_and_what_is_emitted_is_declared() {
     assert_eq!(coverage::undeclared(&all, &text), [""; 0]);
     assert_eq!(coverage::unmoved(&all, &text), [""; 0], "{text}");
     health.stop().await;
-    service.shutdown(Duration::from_secs(5)).await;
+    service.shutdown(Duration::from_mins(1)).await;
 }

@@ -20,6 +20,8 @@ use prost::Message;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
+use crate::service::own_host;
+
 type Body = http_body_util::combinators::BoxBody<Bytes, std::convert::Infallible>;
 
 /// What the collector does with a request.
@@ -54,8 +56,8 @@ impl Collector {
     }
 
     /// On port 4317 of an address of its own, because the port says that it is gRPC.
-    pub(crate) async fn grpc(host: &str, behaviour: Behaviour) -> Self {
-        Self::start(&format!("{host}:4317"), behaviour, true).await
+    pub(crate) async fn grpc(behaviour: Behaviour) -> Self {
+        Self::start(&format!("{}:4317", own_host()), behaviour, true).await
     }
 
     async fn start(address: &str, behaviour: Behaviour, grpc: bool) -> Self {
@@ -145,6 +147,17 @@ impl Collector {
             Value::StringValue(text) => Some(text),
             other => Some(format!("{other:?}")),
         }
+    }
+
+    /// Spans in everything that arrived, accepted or not, of each request over HTTP.
+    pub(crate) fn offered(&self) -> Vec<usize> {
+        let spans = |bytes: &Bytes| -> usize {
+            let request = ExportTraceServiceRequest::decode(bytes.clone()).unwrap();
+            let resources = request.resource_spans.iter();
+            let scopes = resources.flat_map(|resource| &resource.scope_spans);
+            scopes.map(|scope| scope.spans.len()).sum()
+        };
+        self.raw().iter().map(spans).collect()
     }
 
     /// Requests that arrived, whatever became of them.

@@ -11,7 +11,9 @@ use tower::ServiceExt;
 use tracing::{Instrument, info_span};
 
 use crate::collector::{Behaviour, Collector};
-use crate::service::{Service, sum, until};
+use crate::service::{ClosedPort, Service, sum, until};
+
+const FLUSH: Duration = Duration::from_mins(1);
 
 async fn work(spans: usize) {
     for _ in 0..spans {
@@ -25,15 +27,11 @@ fn pointed_at(url: &str, variables: &[(&str, &str)]) -> Service {
     Service::start(&all)
 }
 
-/// A port nobody listens on.
-async fn closed_port() -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    format!("http://{}", listener.local_addr().unwrap())
-}
-
 #[tokio::test]
 async fn a_collector_that_refuses_connections_costs_the_spans_and_nothing_else() {
-    let url = closed_port().await;
+    let closed = ClosedPort::new();
+    let url = closed.url();
+    let begun = Instant::now();
     let service = pointed_at(&url, &[]);
     let registry = service.registry.clone();
     work(100).await;
@@ -61,8 +59,13 @@ async fn a_collector_that_refuses_connections_costs_the_spans_and_nothing_else()
         "{failure}"
     );
     let lines = logs.json();
-    let complaints = lines.iter().filter(|line| line["level"] == "WARN").count();
-    assert_eq!(complaints, 1, "one line a minute: {}", logs.text());
+    let complaints = lines.iter().filter(|line| line["level"] == "WARN").count() as u64;
+    let minutes = begun.elapsed().as_secs() / 60;
+    assert!(
+        (1..=1 + minutes).contains(&complaints),
+        "one line a minute: {}",
+        logs.text()
+    );
     assert_eq!(lines[0]["fields"]["endpoint"], format!("{url}/v1/traces"));
 }
 
@@ -97,10 +100,11 @@ async fn a_collector_that_answers_500_is_not_asked_again_with_the_same_batch() {
         ) > 9.0
     })
     .await;
-    assert_eq!(collector.arrived(), 1);
+    let offered: usize = collector.offered().iter().sum();
+    assert_eq!(offered, 10, "each span once");
     collector.behave(Behaviour::Accept);
     work(3).await;
-    let report = service.shutdown(Duration::from_secs(10)).await;
+    let report = service.shutdown(FLUSH).await;
     assert_eq!(report.exported, 3, "{report}");
     assert_eq!(report.dropped, [("refused", 10)]);
 }
@@ -113,7 +117,7 @@ async fn a_collector_that_is_busy_gets_the_batch_again() {
     until("the first attempt", || collector.arrived() > 0).await;
     collector.behave(Behaviour::Accept);
     until("the second attempt", || collector.spans().len() == 10).await;
-    let report = service.shutdown(Duration::from_secs(10)).await;
+    let report = service.shutdown(FLUSH).await;
     assert!(report.is_clean(), "{report}");
     assert_eq!(report.exported, 10);
     assert_eq!(report.last_failure, None);
@@ -124,10 +128,13 @@ async fn spans_a_collector_rejects_are_counted_as_lost() {
     let collector = Collector::http(Behaviour::Reject { spans: 4 }).await;
     let service = pointed_at(&collector.url(), &[]);
     work(10).await;
-    let report = service.shutdown(Duration::from_secs(10)).await;
+    let report = service.shutdown(FLUSH).await;
+    // All at once, unless this machine took a second to make ten spans.
+    let offered = collector.offered().into_iter();
+    let rejected = offered.map(|spans| spans.min(4)).sum::<usize>() as u64;
     assert_eq!(
         (report.exported, report.dropped),
-        (6, vec![("rejected", 4)])
+        (10 - rejected, vec![("rejected", rejected)])
     );
 }
 
@@ -147,7 +154,8 @@ async fn a_full_queue_drops_and_counts_and_never_waits() {
         "maestro_traces_spans_dropped_total",
         &["reason=\"queue_full\""],
     );
-    assert!((full - 9_950.0).abs() < 1e-9, "{full}");
+    // What the exporter holds is ten, or less where this machine took a second to make ten spans.
+    assert!((9_950.0..=9_960.0).contains(&full), "{full}");
     assert!((sum(&registry, "maestro_traces_queue_spans", &[]) - 50.0).abs() < 1e-9);
     let report = service.shutdown(Duration::from_millis(200)).await;
     let lost: u64 = report.dropped.iter().map(|(_, spans)| spans).sum();
@@ -159,11 +167,11 @@ async fn a_full_queue_drops_and_counts_and_never_waits() {
 }
 
 /// What a service may meet where its collector should be.
-async fn faults() -> Vec<(&'static str, String, Option<Collector>)> {
+async fn faults(closed: &ClosedPort) -> Vec<(&'static str, String, Option<Collector>)> {
     let mut faults = vec![
         // A name that no resolver knows, and a machine on which nobody listens.
         ("absent", "http://collector.invalid:4318".to_owned(), None),
-        ("refusing", closed_port().await, None),
+        ("refusing", closed.url(), None),
     ];
     for (name, behaviour) in [
         ("hanging", Behaviour::Hang),
@@ -208,7 +216,8 @@ async fn requests_do_not_feel_a_collector_that_fails_and_every_lost_span_is_coun
     const TURNS: usize = 20;
     const EACH: usize = 200;
     const WITHIN: Duration = Duration::from_secs(1);
-    for (fault, url, collector) in faults().await {
+    let closed = ClosedPort::new();
+    for (fault, url, collector) in faults(&closed).await {
         let accepting = Collector::http(Behaviour::Accept).await;
         let well = pointed_at(&accepting.url(), &[]);
         let ill = pointed_at(&url, &[("MAESTRO_TRACING_QUEUE", "500")]);
@@ -243,17 +252,16 @@ async fn requests_do_not_feel_a_collector_that_fails_and_every_lost_span_is_coun
             took < WITHIN + Duration::from_secs(30),
             "{fault}: stopping took {took:?}"
         );
-        assert_eq!(
-            (report.exported, lost),
-            (0, (600 + TURNS * EACH) as u64),
-            "{fault}: {report}"
-        );
+        let all = (600 + TURNS * EACH) as u64;
+        assert_eq!(report.exported + lost, all, "{fault}: {report}");
+        // A slow one may answer while a slow machine runs this.
+        assert!(report.exported == 0 || fault == "slow", "{fault}: {report}");
         assert!(!report.is_clean(), "{fault}: {report}");
         let counted = sum(&registry, "maestro_traces_spans_dropped_total", &[]);
         assert!((counted - lost as f64).abs() < 0.5, "{fault}: {counted}");
 
         // The same requests, where somebody takes their spans.
-        let report = well.shutdown(Duration::from_secs(10)).await;
+        let report = well.shutdown(FLUSH).await;
         assert_eq!(report.exported, (TURNS * EACH) as u64, "{report}");
         assert!(report.is_clean(), "{report}");
     }

@@ -21,7 +21,7 @@ use tower::{Layer, ServiceExt};
 use tracing::{Instrument, info_span};
 
 use crate::collector::{Behaviour, Collector, text};
-use crate::service::{Service, sum};
+use crate::service::{ClosedPort, Service, sum};
 
 #[derive(Clone, Copy, Debug)]
 enum Act {
@@ -127,8 +127,9 @@ fn client(layer: &ClientLayer) -> ClientService<Plain> {
 async fn a_safe_call_is_repeated_until_it_is_answered() {
     let registry = Registry::detached();
     let server = Server::start([Act::Answer(503), Act::Close, Act::Answer(502)]).await;
-    let client = client(&ClientLayer::new(&registry));
-    let response = client.oneshot(server.request(Method::GET)).await.unwrap();
+    let layer = ClientLayer::new(&registry).deadline(Duration::from_mins(1));
+    let request = server.request(Method::GET);
+    let response = client(&layer).oneshot(request).await.unwrap();
     assert_eq!(response.status(), 200);
     assert_eq!(server.seen(), 4);
     assert!((sum(&registry, "maestro_http_client_retries_total", &[]) - 3.0).abs() < 1e-9);
@@ -225,7 +226,7 @@ async fn five_failures_open_the_breaker_of_that_target_alone_and_a_probe_closes_
             .is_ok()
     );
 
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_mins(1);
     while client
         .clone()
         .oneshot(server.request(Method::GET))
@@ -249,10 +250,8 @@ async fn five_failures_open_the_breaker_of_that_target_alone_and_a_probe_closes_
 
 #[tokio::test]
 async fn nobody_listening_is_an_error_that_may_pass() {
-    let address = {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        listener.local_addr().unwrap()
-    };
+    let closed = ClosedPort::new();
+    let address = closed.address;
     let client = client(&ClientLayer::new(&Registry::detached()).retries(1));
     let request = Request::get(format!("http://{address}/"))
         .body(Full::default())
@@ -277,7 +276,7 @@ async fn the_other_side_gets_the_trace_of_the_attempt_and_the_correlation_id() {
         .instrument(span)
         .await
         .unwrap();
-    service.shutdown(Duration::from_secs(10)).await;
+    service.shutdown(Duration::from_mins(1)).await;
 
     let work = collector.span("work");
     let attempts: Vec<_> = collector

@@ -8,11 +8,11 @@ use maestro_metrics::Context;
 use tracing::{Instrument, info_span};
 
 use crate::collector::{Behaviour, Collector, text};
-use crate::service::{Service, until};
+use crate::service::{Service, own_host, until};
 
 /// The release that the test was written against.
 const VERSION: &str = "0.0.1a15";
-const FLUSH: Duration = Duration::from_secs(10);
+const FLUSH: Duration = Duration::from_mins(1);
 
 /// The agent of the Python package `rotel`, installed once for each clone, below `target`.
 fn agent() -> PathBuf {
@@ -50,12 +50,11 @@ fn agent() -> PathBuf {
 struct Rotel {
     child: Child,
     folder: tempfile::TempDir,
-    host: &'static str,
 }
 
 impl Rotel {
     /// On OTLP's ports of an address of its own, passing everything on to `next`.
-    async fn start(host: &'static str, next: &Collector) -> Self {
+    async fn start(host: &str, next: &Collector) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let log = std::fs::File::create(folder.path().join("output")).unwrap();
         let child = Command::new(agent())
@@ -74,15 +73,11 @@ impl Rotel {
             .stderr(log)
             .spawn()
             .unwrap();
-        let rotel = Self {
-            child,
-            folder,
-            host,
-        };
+        let rotel = Self { child, folder };
         until("rotel listens", || {
             [4317, 4318]
                 .iter()
-                .all(|port| std::net::TcpStream::connect((rotel.host, *port)).is_ok())
+                .all(|port| std::net::TcpStream::connect((host, *port)).is_ok())
         })
         .await;
         rotel
@@ -100,9 +95,10 @@ impl Drop for Rotel {
     }
 }
 
-async fn passes_on(host: &'static str, port: u16) {
+async fn passes_on(port: u16) {
     let next = Collector::http(Behaviour::Accept).await;
-    let rotel = Rotel::start(host, &next).await;
+    let host = own_host();
+    let rotel = Rotel::start(&host, &next).await;
     let url = format!("http://{host}:{port}");
     let service = Service::start(&[("MAESTRO_TRACING_ENDPOINT", url.as_str())]);
     let context = Context::new().or_new_correlation().with_tenant("acme");
@@ -143,10 +139,10 @@ async fn passes_on(host: &'static str, port: u16) {
 
 #[tokio::test]
 async fn rotel_takes_spans_over_http() {
-    passes_on("127.0.47.8", 4318).await;
+    passes_on(4318).await;
 }
 
 #[tokio::test]
 async fn rotel_takes_spans_over_grpc() {
-    passes_on("127.0.47.9", 4317).await;
+    passes_on(4317).await;
 }

@@ -7,7 +7,7 @@ use maestro_metrics::TelemetryConfig;
 use tracing::{Instrument, info_span};
 
 use crate::collector::{Behaviour, Collector};
-use crate::service::Service;
+use crate::service::{ClosedPort, Service};
 
 const CANARY: &str = "canary-7f3a";
 
@@ -49,7 +49,7 @@ async fn secrets_reach_neither_logs_nor_metrics_nor_traces() {
         .instrument(span)
         .await;
         let (logs, registry) = (service.logs.clone(), service.registry.clone());
-        let report = service.shutdown(Duration::from_secs(10)).await;
+        let report = service.shutdown(Duration::from_mins(1)).await;
         assert!(report.is_clean(), "{report}");
         let logs = logs.text();
         assert!(
@@ -75,14 +75,13 @@ async fn secrets_reach_neither_logs_nor_metrics_nor_traces() {
 
 #[tokio::test]
 async fn a_collector_that_cannot_be_reached_is_named_without_its_password() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
+    let closed = ClosedPort::new();
+    let address = closed.address;
     let url = format!("http://user:{CANARY}@{address}");
     let service = Service::start(&[("MAESTRO_TRACING_ENDPOINT", url.as_str())]);
     async {}.instrument(info_span!("work")).await;
     let logs = service.logs.clone();
-    let report = service.shutdown(Duration::from_secs(5)).await;
+    let report = service.shutdown(Duration::from_mins(1)).await;
     let said = format!("{report} {report:?} {}", logs.text());
     assert!(said.contains(&address.to_string()), "{said}");
     assert!(!said.contains(CANARY), "{said}");

@@ -13,7 +13,7 @@ use crate::collector::{Behaviour, Collector, text};
 use crate::service::{Service, sum, until};
 
 const COUNT: &str = "http_server_request_duration_seconds_count";
-const FLUSH: Duration = Duration::from_secs(10);
+const FLUSH: Duration = Duration::from_mins(1);
 
 fn app(service: &Service) -> Router {
     let health = HealthRegistry::new(&service.identity, &service.registry);

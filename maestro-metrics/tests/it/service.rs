@@ -1,12 +1,15 @@
 //! A service's telemetry, for one test.
 
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use maestro_config::{Environment, Identity};
 use maestro_metrics::{Registry, Telemetry, TelemetryConfig, TelemetryReport};
+use tracing::Dispatch;
+use tracing::subscriber::NoSubscriber;
 
 /// Telemetry that is the current thread's subscriber as long as this lives.
 pub(crate) struct Service {
@@ -30,6 +33,7 @@ impl Service {
         let environment = Environment::from_pairs(base.iter().chain(variables).copied());
         let (identity, config) = environment.read::<(Identity, TelemetryConfig)>().unwrap();
         let registry = Registry::new(&identity);
+        keep_two_subscribers();
         let logs = Lines::default();
         let telemetry = Telemetry::builder(&config, &identity, &registry)
             .log_to(logs.clone())
@@ -48,6 +52,44 @@ impl Service {
     pub(crate) async fn shutdown(mut self, within: Duration) -> TelemetryReport {
         self.current.take();
         self.telemetry.shutdown(Instant::now() + within).await
+    }
+}
+
+/// With one subscriber in a process, a place in the code that another thread comes to first is silent
+/// for good: tracing then asks that thread's subscriber alone. Tests are threads of one process.
+fn keep_two_subscribers() {
+    static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::new()));
+    LazyLock::force(&SECOND);
+}
+
+/// A loopback address that nobody else listens on, for programs that choose no port themselves: a port
+/// that was free a moment ago may be taken by any outgoing connection.
+pub(crate) fn own_host() -> String {
+    // The end of such an id is random.
+    let [.., a, b, c] = uuid::Uuid::now_v7().into_bytes();
+    // Not 127.0.0.x, and neither the first nor the last of a network.
+    format!("127.{}.{b}.{}", a % 253 + 1, c % 253 + 1)
+}
+
+/// A port nobody listens on, as long as this lives.
+pub(crate) struct ClosedPort {
+    pub(crate) address: SocketAddr,
+    /// Bound, and not listening.
+    _socket: tokio::net::TcpSocket,
+}
+
+impl ClosedPort {
+    pub(crate) fn new() -> Self {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        Self {
+            address: socket.local_addr().unwrap(),
+            _socket: socket,
+        }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
     }
 }
 
@@ -101,9 +143,9 @@ impl Write for Lines {
 
 /// Waits for a condition; fails after a deadline that only a broken test reaches.
 pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_mins(1);
     while !condition() {
-        assert!(Instant::now() < deadline, "waited 30 s for: {what}");
+        assert!(Instant::now() < deadline, "waited a minute for: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
