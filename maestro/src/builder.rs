@@ -23,6 +23,22 @@ use crate::service::{Core, Service};
 use crate::settings::ServiceConfig;
 
 /// Says which clients a service has, then boots it; from [`Service::builder`].
+///
+/// ```no_run
+/// use maestro::Service;
+///
+/// # async fn example() -> Result<(), maestro::Error> {
+/// // A service with a database and messages, and therefore with outbox and inbox, without a cache.
+/// let service = Service::builder()
+///     .db()
+///     .migrations(sqlx::migrate!("tests/migrations"))
+///     .messaging()
+///     .start()
+///     .await?;
+/// let outbox = service.outbox();
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "nothing is started until `start` is called"]
 pub struct ServiceBuilder<D = (), C = (), M = ()> {
     environment: Option<Environment>,

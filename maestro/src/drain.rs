@@ -6,6 +6,20 @@ use std::time::{Duration, Instant};
 use maestro_metrics::{DrainStep, Drained};
 
 /// How the shutdown ended, step by step.
+///
+/// ```no_run
+/// use axum::Router;
+/// use maestro::{DrainReport, Service};
+///
+/// # async fn example(listener: tokio::net::TcpListener) -> Result<(), maestro::Error> {
+/// let service = Service::builder().start().await?;
+/// let report: DrainReport = service.serve_on(listener, Router::new()).await?;
+/// for step in &report.steps {
+///     println!("{} took {:?}: {}", step.name, step.took, step.left);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct DrainReport {

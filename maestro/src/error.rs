@@ -28,6 +28,20 @@ pub enum ErrorKind {
 ///
 /// `Debug` prints the message and its causes rather than fields, because that is what
 /// `fn main() -> Result<(), maestro::Error>` shows.
+///
+/// ```
+/// use maestro::{ErrorKind, Service};
+/// use maestro::config::Environment;
+///
+/// # #[tokio::main]
+/// # async fn main() {
+/// let wrong = Environment::from_pairs([("MAESTRO_ENVIRONMENT", "prod")]);
+/// let error = Service::builder().environment(wrong).start().await.unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Config);
+/// // Every problem at once, each with how to mend it.
+/// assert!(error.to_string().contains("MAESTRO_SERVICE_NAME"));
+/// # }
+/// ```
 pub struct Error {
     kind: ErrorKind,
     message: String,

@@ -51,6 +51,14 @@ impl Problem {
     }
 
     /// 503 with `Retry-After`, rounded up to whole seconds.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use maestro::Problem;
+    ///
+    /// let problem = Problem::unavailable("the price list is being loaded", Duration::from_secs(2));
+    /// assert_eq!(problem.status().as_u16(), 503);
+    /// ```
     pub fn unavailable(detail: impl Into<String>, retry_after: Duration) -> Self {
         Self {
             retry_after: Some(retry_after),

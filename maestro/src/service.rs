@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use maestro_config::Identity;
@@ -72,6 +72,19 @@ impl<D: Client, C: Client, M: Client> Service<D, C, M> {
     }
 
     /// Where further health checks are registered.
+    ///
+    /// ```no_run
+    /// use maestro::Service;
+    /// use maestro::metrics::Criticality;
+    ///
+    /// # async fn example() -> Result<(), maestro::Error> {
+    /// let service = Service::builder().cache().start().await?;
+    /// // This one cannot do without its cache: not ready as long as Redis is away.
+    /// let check = service.cache().health_check().criticality(Criticality::Critical);
+    /// service.health().register(check);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn health(&self) -> &HealthRegistry {
         &self.core.health
     }
@@ -212,15 +225,21 @@ impl<D: Client, C: Client, M: Client> Service<D, C, M> {
     }
 }
 
-/// Delivers what is queued; spans that could not be delivered are what is left.
+/// Delivers what is queued; spans that could not be delivered are what is left. It ends a little
+/// before the deadline: a step that is cut off there cannot say how many spans that was.
 async fn flush(telemetry: Telemetry, deadline: Instant) -> Leftover {
-    let report = telemetry.shutdown(deadline).await;
+    let room = deadline.saturating_duration_since(Instant::now());
+    let end = deadline.checked_sub((room / 4).min(REPORT));
+    let report = telemetry.shutdown(end.unwrap_or(deadline)).await;
     if report.is_clean() {
         Leftover::none()
     } else {
         Leftover::unknown(report.to_string())
     }
 }
+
+/// To say what was not delivered: the export thread gets 250 ms to end after its deadline.
+const REPORT: Duration = Duration::from_millis(500);
 
 impl<D: Clone, C: Clone, M: Clone> Clone for Service<D, C, M> {
     fn clone(&self) -> Self {

