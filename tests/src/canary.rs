@@ -1,13 +1,7 @@
 //! A secret of its own in every secret variable of a service, to be looked for in what it shows.
 
 use anyhow::{Context, Result, ensure};
-use maestro::ServiceConfig;
-use maestro_cache::CacheConfig;
-use maestro_config::{FromEnvironment, Identity, Table};
-use maestro_db::DbConfig;
-use maestro_messaging::MessagingConfig;
-use maestro_metrics::TelemetryConfig;
-use maestro_testkit::DevServicesConfig;
+use serde_json::Value;
 use url::Url;
 
 /// A service's environment, by variable.
@@ -66,25 +60,21 @@ pub fn armed(environment: Environment) -> Result<Environment> {
     Ok(armed)
 }
 
-/// The secrets in a service's environment, by variable; an error if any secret variable of any crate is
-/// not set, because then it was not looked for.
+/// The secrets in a service's environment, by variable; an error if any secret variable of the platform
+/// is not set, because then it was not looked for.
 pub fn secrets(environment: &Environment) -> Result<Environment> {
     let mut found = Environment::new();
-    for variable in tables().iter().flat_map(|table| table.variables) {
-        if !variable.is_secret() {
-            continue;
-        }
-        let name = variable.name();
-        let value = environment.iter().find(|(known, _)| known == name);
+    for name in secret_variables()? {
+        let value = environment.iter().find(|(known, _)| *known == name);
         let (_, value) = value.with_context(|| format!("secret variable {name} is not set"))?;
-        let secret = if PLAIN.contains(&name) {
+        let secret = if PLAIN.contains(&name.as_str()) {
             // `authorization=Bearer <secret>`, or the secret itself.
             value.rsplit(' ').next().unwrap_or_default().to_owned()
         } else {
             password_of(value).with_context(|| format!("secret variable {name}"))?
         };
         ensure!(secret.len() >= 16, "{name}: too short to be looked for");
-        found.push((name.to_owned(), secret));
+        found.push((name, secret));
     }
     Ok(found)
 }
@@ -95,18 +85,18 @@ pub fn leaks(secrets: &Environment, shown: &str) -> Vec<String> {
     leaked.map(|(name, _)| name.clone()).collect()
 }
 
-fn tables() -> Vec<&'static Table> {
-    [
-        Identity::tables(),
-        ServiceConfig::tables(),
-        TelemetryConfig::tables(),
-        DbConfig::tables(),
-        CacheConfig::tables(),
-        MessagingConfig::tables(),
-        DevServicesConfig::tables(),
-    ]
-    .concat()
+/// The names marked as secret in the schema of the environment, which is generated from the tables of all
+/// crates and tested against them. Older names stand for a newer one that is there too.
+fn secret_variables() -> Result<Vec<String>> {
+    let schema: Value = serde_json::from_str(SCHEMA)?;
+    let properties = schema["properties"].as_object();
+    let properties = properties.context("the schema has no properties")?;
+    let secret = |property: &Value| property["writeOnly"] == true && property["deprecated"] != true;
+    let names = properties.iter().filter(|(_, property)| secret(property));
+    Ok(names.map(|(name, _)| name.clone()).collect())
 }
+
+const SCHEMA: &str = include_str!("../../docs/configuration.schema.json");
 
 fn with_decoy(url: &str) -> Result<String> {
     let mut url = Url::parse(url)?;
@@ -152,6 +142,8 @@ mod tests {
     fn every_secret_variable_of_every_crate_has_a_secret_of_its_own() {
         let armed = armed(environment()).unwrap();
         let secrets = secrets(&armed).unwrap();
+        // A schema of another shape would mark none.
+        assert!(secrets.len() >= 14, "{secrets:?}");
         for (index, (name, secret)) in secrets.iter().enumerate() {
             let others = secrets.iter().skip(index + 1);
             assert!(others.clone().all(|(_, other)| other != secret), "{name}");

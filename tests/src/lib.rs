@@ -11,4 +11,4 @@ pub mod soak;
 pub use collector::{Collector, Span};
 pub use load::{Load, Outcome};
 pub use platform::{Binaries, Platform, Provisioned};
-pub use process::{POLL, Process, http, percentile, until};
+pub use process::{POLL, Process, free_address, http, percentile, until};

@@ -206,7 +206,9 @@ impl Process {
 pub fn http() -> reqwest::Client {
     // An error means that there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::new()
+    let client = reqwest::Client::builder().pool_idle_timeout(IDLE).build();
+    // What can fail is TLS, which nothing here speaks.
+    client.unwrap_or_default()
 }
 
 /// Polls until `look` finds something; an error of `look` ends the wait.
@@ -235,17 +237,26 @@ pub fn percentile(samples: &mut [Duration], percent: usize) -> Duration {
     samples.get(index).copied().unwrap_or_default()
 }
 
-/// A port that was free a moment ago; the service binds it itself. It lies below those that the kernel
-/// gives to outgoing connections, one of which could take it in between.
-fn free_address() -> Result<SocketAddr> {
-    (0..1_000)
-        .map(|_| SocketAddr::from(([127, 0, 0, 1], fastrand::u16(20_000..32_000))))
+/// An address for a program that binds it itself, a moment after it was found free. Nobody else takes it
+/// in between: of the sixteen million loopback addresses everybody else uses 127.0.0.1, and the port lies
+/// below those that the kernel gives to outgoing connections.
+pub fn free_address() -> Result<SocketAddr> {
+    let candidate = || {
+        let part = || fastrand::u8(1..255);
+        SocketAddr::from(([127, part(), part(), part()], fastrand::u16(25_000..32_000)))
+    };
+    std::iter::repeat_with(candidate)
+        .take(1_000)
         .find(|address| std::net::TcpListener::bind(address).is_ok())
-        .context("no free port between 20000 and 32000")
+        .context("no free loopback address")
 }
 
-/// Longest a single request of a scenario may take: longer than every deadline of the services.
-const CALL: Duration = Duration::from_secs(10);
+/// Longest a single request of a scenario may take: longer than every deadline of the services, on a
+/// machine that is slow at the same time.
+const CALL: Duration = Duration::from_mins(1);
+
+/// A service closes a connection that was silent for 30 s, perhaps just when the next request is written.
+const IDLE: Duration = Duration::from_secs(5);
 
 /// How often a condition is looked at again.
 pub const POLL: Duration = Duration::from_millis(25);

@@ -62,14 +62,11 @@ async fn no_request_fails_while_redis_is_killed_and_comes_back() -> Result<()> {
     tokio::time::sleep(OUTAGE).await;
     stack.redis()?.start().await?;
     tokio::time::sleep(OUTAGE).await;
+    // So many that a moment in which the machine did something else is not one in a hundred of them.
+    load.answered(4_000, SETTLE).await?;
     let mut outcome = load.stop().await;
     let p99 = outcome.p99();
     eprintln!("redis killed: {} reads, p99 {p99:?}", outcome.took.len());
-    assert!(
-        outcome.took.len() > 100,
-        "only {} reads",
-        outcome.took.len()
-    );
     assert_eq!(outcome.refused, [], "refused");
     assert_eq!(outcome.broken, [] as [String; 0], "broken");
     assert!(p99 < Duration::from_secs(5), "p99 {p99:?}");
@@ -134,7 +131,7 @@ async fn a_killed_database_gives_clear_errors_and_is_used_again_once_it_is_back(
     tokio::time::sleep(OUTAGE).await;
     stack.postgres()?.start().await?;
     let back = Instant::now();
-    until(Duration::from_secs(30), "an accepted run", async || {
+    until(SETTLE, "an accepted run", async || {
         Ok(platform.submit("smoke").await.ok())
     })
     .await?;
@@ -183,7 +180,7 @@ async fn an_outage_of_the_database_longer_than_the_ladder_dead_letters_nothing()
         let (status, body) = platform.fabric.post("/runs", &run).await?;
         Ok((status != StatusCode::ACCEPTED).then_some((status, body)))
     };
-    let (status, body) = until(Duration::from_secs(30), "a refusal", refused).await?;
+    let (status, body) = until(SETTLE, "a refusal", refused).await?;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{body}");
     assert!(body["detail"].is_string(), "{body}");
     let outcome = load.stop().await;

@@ -1,7 +1,5 @@
 //! SIGTERM while requests and messages are in flight.
 
-use std::time::Duration;
-
 use anyhow::Result;
 use maestro_testkit::Stack;
 use maestro_tests::{Load, Platform, Process, until};
@@ -14,8 +12,6 @@ use crate::{BOOT, LADDER, SETTLE, STOP, binaries};
 
 /// Requests at a time.
 const CLIENTS: usize = 200;
-/// Longest wait until each client was answered twice, on a busy machine.
-const WARM: Duration = Duration::from_mins(1);
 /// So many requests wait for ten connections, on a machine that may be busy.
 const QUEUE: (&str, &str) = ("MAESTRO_POSTGRES_ACQUIRE_TIMEOUT", "30s");
 
@@ -27,7 +23,7 @@ async fn sigterm_under_two_hundred_requests_resets_none_and_loses_no_message() -
     platform.define("smoke", 0).await?;
 
     let load = Load::submitting(CLIENTS, &platform.fabric.url("/runs"), "smoke");
-    load.answered(2 * CLIENTS, WARM).await?;
+    load.answered(2 * CLIENTS, SETTLE).await?;
     // Both in the middle of it: the one takes requests, the other works through a full queue.
     let (fabric, conductor) = tokio::try_join!(
         platform.fabric.terminate(STOP),
@@ -105,7 +101,9 @@ async fn a_request_that_had_to_be_cut_off_is_in_the_log_and_in_the_exit_code() -
     until(STOP, "the request", async || {
         let metrics = fabric.text("/metrics").await?;
         let mut active = metrics.lines().filter(|line| {
-            line.starts_with("http_server_active_requests{") && line.ends_with(" 1")
+            line.starts_with("http_server_active_requests{")
+                && line.contains("\"POST\"")
+                && line.ends_with(" 1")
         });
         Ok(active.next().map(drop))
     })
@@ -120,13 +118,13 @@ async fn a_request_that_had_to_be_cut_off_is_in_the_log_and_in_the_exit_code() -
 
 #[tokio::test]
 async fn a_wrong_environment_ends_the_process_with_every_problem_at_once() -> Result<()> {
-    let logs = std::env::temp_dir();
+    let logs = tempfile::tempdir()?;
     let wrong = [
         ("MAESTRO_ENVIRONMENT", "prod"),
         ("MAESTRO_POSTGRES_POOL_MAX", "many"),
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let mut process = Process::start("wrong-environment", &binaries().fabric, &wrong, &logs)?;
+    let mut process = Process::start("wrong-environment", &binaries().fabric, &wrong, logs.path())?;
     let error = process
         .ready(BOOT)
         .await
@@ -142,6 +140,5 @@ async fn a_wrong_environment_ends_the_process_with_every_problem_at_once() -> Re
     ] {
         assert!(error.contains(name), "{name} is missing in: {error}");
     }
-    std::fs::remove_file(logs.join("wrong-environment.log"))?;
     Ok(())
 }

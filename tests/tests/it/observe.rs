@@ -2,11 +2,10 @@
 
 use std::collections::HashMap;
 use std::process::Stdio;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use maestro_testkit::Stack;
-use maestro_tests::{Collector, Platform, Span, http, until};
+use maestro_tests::{Collector, Platform, Span, free_address, http, until};
 use serde_json::json;
 use tokio::process::Command;
 
@@ -165,11 +164,11 @@ async fn a_real_prometheus_scrapes_both_services_without_a_warning() -> Result<(
     std::fs::create_dir_all(&home)?;
     let targets = [platform.fabric.address(), platform.conductor.address()];
     let config = format!(
-        "global: {{scrape_interval: 1s}}\nscrape_configs:\n- job_name: maestro\n  honor_labels: true\n  static_configs:\n  - targets: [\"{}\", \"{}\"]\n",
+        "global: {{scrape_interval: 5s, scrape_timeout: 5s}}\nscrape_configs:\n- job_name: maestro\n  honor_labels: true\n  static_configs:\n  - targets: [\"{}\", \"{}\"]\n",
         targets[0], targets[1]
     );
     std::fs::write(home.join("prometheus.yml"), config)?;
-    let listen = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let listen = free_address()?;
     let log = std::fs::File::create(home.join("log"))?;
     let mut prometheus = Command::new("prometheus")
         .arg(format!(
@@ -191,38 +190,28 @@ async fn a_real_prometheus_scrapes_both_services_without_a_warning() -> Result<(
     let query = format!(
         "http://{listen}/api/v1/query?query=count%20by%20(service)%20(http_server_request_duration_seconds_count)"
     );
-    until(
-        Duration::from_mins(1),
-        "both services in Prometheus",
-        async || {
-            let Ok(answer) = client.get(&query).send().await else {
-                return Ok(None);
-            };
-            // While it starts, Prometheus answers in plain words.
-            let Ok(body) = answer.json::<serde_json::Value>().await else {
-                return Ok(None);
-            };
-            let found = body["data"]["result"].as_array().map_or(0, Vec::len);
-            Ok((found == 2).then_some(()))
-        },
-    )
+    let ask = async |url: &str| -> Option<serde_json::Value> {
+        // While it starts, Prometheus answers in plain words.
+        client.get(url).send().await.ok()?.json().await.ok()
+    };
+    until(SETTLE, "both services in Prometheus", async || {
+        let found = ask(&query).await;
+        let found = found.and_then(|body| body["data"]["result"].as_array().map(Vec::len));
+        Ok((found == Some(2)).then_some(()))
+    })
     .await?;
-    let targets: serde_json::Value = client
-        .get(format!("http://{listen}/api/v1/targets"))
-        .send()
-        .await?
-        .json()
-        .await?;
-    for target in targets["data"]["activeTargets"]
-        .as_array()
-        .context("no targets")?
-    {
-        assert_eq!(
-            (&target["health"], &target["lastError"]),
-            (&json!("up"), &json!("")),
-            "{target}"
-        );
-    }
+    // A scrape that a busy machine was too slow for is followed by another; what is malformed stays so.
+    let targets = format!("http://{listen}/api/v1/targets");
+    until(SETTLE, "both targets up without an error", async || {
+        let body = ask(&targets).await.unwrap_or_default();
+        let all = body["data"]["activeTargets"].as_array();
+        let well =
+            |target: &serde_json::Value| target["health"] == "up" && target["lastError"] == "";
+        Ok(all
+            .is_some_and(|all| all.len() == 2 && all.iter().all(well))
+            .then_some(()))
+    })
+    .await?;
     prometheus.kill().await?;
     let log = std::fs::read_to_string(home.join("log"))?;
     let complaints: Vec<_> = log

@@ -9,8 +9,9 @@ use tokio_postgres::{Client, NoTls, Row};
 
 use crate::SETTLE;
 
-/// A service under awkward passwords, named after one test only.
-fn resources(service: &str, id: &str) -> ServiceResources {
+/// A service under awkward passwords, named after one run of one test only: other clones may use the
+/// same server.
+fn resources(service: &str) -> ServiceResources {
     let service: ServiceName = service.parse().unwrap();
     let secret = |text: &str| Secret::new(text.to_owned());
     let passwords = Passwords {
@@ -20,8 +21,14 @@ fn resources(service: &str, id: &str) -> ServiceResources {
         messaging: secret("r"),
     };
     ServiceResources::conventional(&service, passwords)
-        .sandboxed(id)
+        .sandboxed(&unique())
         .unwrap()
+}
+
+fn unique() -> String {
+    std::iter::repeat_with(|| fastrand::char('a'..='z'))
+        .take(8)
+        .collect()
 }
 
 async fn connect(url: &str) -> Client {
@@ -54,6 +61,20 @@ impl Administrator {
             url.set_password(Some(password)).unwrap();
         }
         url.into()
+    }
+
+    /// Changes what others of this server may be changing too: PostgreSQL refuses one of two who change
+    /// the rights on one database at a time.
+    async fn change(&self, sql: &str) {
+        until(SETTLE, sql, async || {
+            match self.client.batch_execute(sql).await {
+                Ok(()) => Ok(Some(())),
+                Err(error) if format!("{error:?}").contains("concurrently updated") => Ok(None),
+                Err(error) => Err(error.into()),
+            }
+        })
+        .await
+        .unwrap();
     }
 
     async fn run(&self, steps: &[Step]) {
@@ -102,7 +123,7 @@ impl Administrator {
 #[tokio::test]
 async fn provisioning_converges_whatever_was_there_before() {
     let (_stack, administrator) = Administrator::start().await;
-    let resources = resources("drifting", "converge");
+    let resources = resources("drifting");
     administrator.run(&postgres::drop_steps(&resources)).await;
     administrator
         .run(&postgres::service_steps(&resources))
@@ -149,7 +170,7 @@ async fn provisioning_converges_whatever_was_there_before() {
 #[tokio::test]
 async fn awkward_passwords_log_in_and_what_the_migrator_makes_is_the_owners() {
     let (stack, administrator) = Administrator::start().await;
-    let resources = resources("awkward", "password");
+    let resources = resources("awkward");
     administrator
         .run(&postgres::service_steps(&resources))
         .await;
@@ -178,16 +199,16 @@ async fn awkward_passwords_log_in_and_what_the_migrator_makes_is_the_owners() {
 #[tokio::test]
 async fn an_administrator_without_superuser_rights_provisions_too() {
     let (stack, superuser) = Administrator::start().await;
-    let create = "DO $$ BEGIN
-        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'lesser_admin') THEN
-          CREATE ROLE lesser_admin LOGIN CREATEDB CREATEROLE PASSWORD 'lesser';
-        END IF;
-      END $$; GRANT CONNECT ON DATABASE postgres TO lesser_admin";
-    superuser.client.batch_execute(create).await.unwrap();
-    let url = superuser.url(Some(("lesser_admin", "lesser")), "postgres");
+    let name = format!("lesser_admin_{}", unique());
+    let create = format!("CREATE ROLE {name} LOGIN CREATEDB CREATEROLE PASSWORD 'lesser'");
+    superuser.client.batch_execute(&create).await.unwrap();
+    superuser
+        .change(&format!("GRANT CONNECT ON DATABASE postgres TO {name}"))
+        .await;
+    let url = superuser.url(Some((name.as_str(), "lesser")), "postgres");
     let client = connect(&url).await;
     let lesser = Administrator { url, client };
-    let resources = resources("lesser", "admin");
+    let resources = resources("lesser");
     lesser.run(&postgres::service_steps(&resources)).await;
     lesser.run(&postgres::service_steps(&resources)).await;
     let authority = stack.postgres().unwrap().authority();
@@ -203,6 +224,7 @@ async fn an_administrator_without_superuser_rights_provisions_too() {
     .unwrap();
     lesser.run(&postgres::drop_steps(&resources)).await;
     drop(lesser);
-    let drop_admin = "DROP OWNED BY lesser_admin; DROP ROLE lesser_admin";
-    superuser.client.batch_execute(drop_admin).await.unwrap();
+    superuser
+        .change(&format!("DROP OWNED BY {name}; DROP ROLE {name}"))
+        .await;
 }

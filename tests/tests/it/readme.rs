@@ -4,10 +4,10 @@ use std::path::Path;
 
 use anyhow::Result;
 use maestro_testkit::Stack;
-use maestro_tests::Process;
+use maestro_tests::{Process, until};
 use reqwest::StatusCode;
 
-use crate::{BOOT, STOP};
+use crate::{BOOT, SETTLE, STOP};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_service_of_the_readme_runs_as_printed() -> Result<()> {
@@ -36,9 +36,19 @@ async fn the_service_of_the_readme_runs_as_printed() -> Result<()> {
     let (status, problem) = service.get("/customers/18/name").await?;
     assert_eq!(status, StatusCode::NOT_FOUND);
     assert_eq!(problem["detail"], "no such customer");
-    // Once loaded, the name is read from the cache.
-    client.batch_execute("drop table customers").await?;
-    assert_eq!(service.text("/customers/17/name").await?, "Ada Lovelace");
+    // Once loaded, the name is read from the cache, and stays right.
+    until(SETTLE, "a hit of the cache", async || {
+        assert_eq!(service.text("/customers/17/name").await?, "Ada Lovelace");
+        let metrics = service.text("/metrics").await?;
+        let mut hits = metrics.lines().filter(|line| {
+            line.starts_with("maestro_cache_requests_total{")
+                && line.contains("region=\"name\"")
+                && line.contains("result=\"hit\"")
+                && !line.ends_with(" 0")
+        });
+        Ok(hits.next().map(drop))
+    })
+    .await?;
     let (code, _) = service.terminate(STOP).await?;
     assert_eq!(code, Some(0), "{}", service.log()?);
     Ok(())
