@@ -200,6 +200,13 @@ impl Db {
     }
 
     /// What the pool holds now.
+    ///
+    /// ```no_run
+    /// # fn example(db: &maestro_db::Db) {
+    /// let pool = db.pool_report();
+    /// println!("{} of {} in use, {} waiting", pool.active(), pool.max(), pool.waiting());
+    /// # }
+    /// ```
     pub fn pool_report(&self) -> PoolReport {
         self.pool().report()
     }
