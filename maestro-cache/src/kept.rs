@@ -170,6 +170,14 @@ impl Cache {
 
     /// Counters that go `ttl` after they were first added to (1 ms to a year).
     ///
+    /// ```no_run
+    /// # async fn example(cache: &maestro_cache::Cache) -> Result<(), maestro_cache::Error> {
+    /// let downloads = cache.counter("downloads", std::time::Duration::from_hours(24))?;
+    /// let today = downloads.add("report-7", 1).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::recent_list`].
     pub fn counter(&self, name: &str, ttl: Duration) -> Result<Counter, Error> {
