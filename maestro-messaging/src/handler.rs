@@ -16,6 +16,18 @@ use crate::error::{BoxError, ErrorKind};
 use crate::event::Event;
 
 /// What a handler knows about the message beside the event itself.
+///
+/// ```
+/// # use maestro_messaging::{HandlerError, MessageContext};
+/// # #[derive(serde::Deserialize)] struct OrderPlaced { order_id: String }
+/// async fn bill(order: OrderPlaced, context: MessageContext) -> Result<(), HandlerError> {
+///     println!("{} by message {}, attempt {}", order.order_id, context.message_id(), context.attempt());
+///     if context.is_last_attempt() {
+///         println!("it will be a dead letter if this fails");
+///     }
+///     Ok(())
+/// }
+/// ```
 #[derive(Clone, Debug)]
 pub struct MessageContext {
     envelope: Arc<Envelope>,

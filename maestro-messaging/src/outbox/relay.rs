@@ -30,6 +30,15 @@ use crate::publish;
 use crate::transport::Outgoing;
 
 /// A relay being built.
+///
+/// ```no_run
+/// # use std::time::Duration;
+/// # async fn example(messaging: maestro_messaging::Messaging, pool: sqlx::PgPool) {
+/// let relay = messaging.outbox().relay(pool).poll_every(Duration::from_millis(200)).start();
+/// // At the end of the service; how many events were left without an answer of the broker.
+/// let left = relay.drain().await;
+/// # }
+/// ```
 #[must_use = "nothing is relayed until it is started"]
 pub struct RelayBuilder<D> {
     inner: Arc<Inner>,
