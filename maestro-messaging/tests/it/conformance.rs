@@ -4,6 +4,7 @@ mod failures;
 mod handling;
 mod queues;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use maestro_config::Environment;
@@ -40,7 +41,11 @@ impl World {
 
     /// A client of `orders` or of `billing`.
     async fn client(&self, service: &str) -> Messaging {
-        let extra = [("RETRY_DELAYS", "50ms,100ms"), ("HANDLER_TIMEOUT", "1s")];
+        let extra = [
+            ("RETRY_DELAYS", "50ms,100ms"),
+            ("HANDLER_TIMEOUT", "1s"),
+            ("CONFIRM_TIMEOUT", "60s"),
+        ];
         match self {
             Self::Server {
                 orders, billing, ..
@@ -124,6 +129,12 @@ fn event(number: u64) -> Placed {
 }
 
 type Seen = Arc<Mutex<Vec<Placed>>>;
+
+/// How many different events were seen: one that comes again is no other one.
+fn different(seen: &Seen) -> u64 {
+    let numbers: HashSet<_> = seen.lock().iter().map(|event| event.number).collect();
+    numbers.len() as u64
+}
 
 /// Notes what it handles.
 async fn listen(messaging: &Messaging, name: &str) -> (Seen, Consumer) {

@@ -26,7 +26,7 @@ async fn a_publisher_that_comes_late_is_bound_to_however_slow_the_network_is() {
     link.delay(Duration::from_millis(700)).await.unwrap();
     let late = client(&shop, &[]).await;
     late.publish(&Ignored { number: 1 }).await.unwrap();
-    let bound = tokio::time::timeout(Duration::from_mins(1), consumer.ready()).await;
+    let bound = tokio::time::timeout(Duration::from_mins(2), consumer.ready()).await;
     assert!(bound.is_ok(), "{:?}", consumer.state());
     link.restore().await.unwrap();
     late.publish(&Ignored { number: 2 })

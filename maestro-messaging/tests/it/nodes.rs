@@ -9,6 +9,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
 use crate::support::within;
@@ -46,6 +47,12 @@ impl Nodes {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
+        within(
+            Duration::from_secs(60),
+            "the port mapper answers",
+            || async { TcpStream::connect(("127.0.0.1", mapper)).await.is_ok() },
+        )
+        .await;
         // One secret for all, or they do not talk to each other.
         let cookie = directory.path().join(".erlang.cookie");
         std::fs::write(&cookie, "maestro-nodes").unwrap();
@@ -162,7 +169,7 @@ impl Node {
 
     async fn ready(&self) {
         let url = format!("amqp://guest:guest@127.0.0.1:{}/%2F", self.port);
-        within(Duration::from_secs(90), "the node answers", || async {
+        within(Duration::from_mins(2), "the node answers", || async {
             let properties = lapin::ConnectionProperties::default();
             match lapin::Connection::connect(&url, properties).await {
                 Ok(connection) => connection.close(200, "seen".into()).await.is_ok(),
@@ -174,6 +181,16 @@ impl Node {
 }
 
 fn free_ports<const N: usize>() -> [u16; N] {
-    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let listeners = [(); N].map(|()| {
+        let mut tries = (0..200).filter_map(|_| {
+            let candidate = fastrand::u16(PORTS);
+            TcpListener::bind(("127.0.0.1", candidate)).ok()
+        });
+        tries.next().unwrap()
+    });
     listeners.map(|listener| listener.local_addr().unwrap().port())
 }
+
+/// Below what systems use for outgoing connections: a node that is down while it is started again must
+/// not find its port taken by somebody's client. The testkit's own servers lie above.
+const PORTS: std::ops::Range<u16> = 15_000..20_000;

@@ -45,7 +45,7 @@ async fn the_receipt_says_whether_anybody_listens() {
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unroutable, "{error}");
     let raw = Raw::connect(&sandbox).await;
-    assert_eq!(raw.depth("orders.open").await, Some(1));
+    raw.holds("orders.open", 1).await;
     messaging.close().await;
 }
 
@@ -142,13 +142,14 @@ async fn a_publish_without_an_answer_may_be_stored() {
     sandbox.messaging_link().blackhole_replies().await.unwrap();
     let error = messaging
         .publish(&placed(2))
-        .deadline(Duration::from_secs(1))
+        // Long enough for it to be sent, however late its task has its turn.
+        .deadline(Duration::from_secs(5))
         .await
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unconfirmed, "{error}");
     assert!(error.may_be_stored());
     let raw = Raw::connect(&sandbox).await;
-    assert_eq!(raw.depth("orders.open").await, Some(2));
+    raw.holds("orders.open", 2).await;
     sandbox.messaging_link().restore().await.unwrap();
     messaging.close().await;
 }
@@ -167,7 +168,7 @@ async fn a_batch_is_in_flight_together_and_every_event_has_its_own_result() {
             .all(|r| r.as_ref().is_ok_and(maestro_messaging::Receipt::routed))
     );
     let raw = Raw::connect(&sandbox).await;
-    assert_eq!(raw.depth("orders.open").await, Some(2_000));
+    raw.holds("orders.open", 2_000).await;
     messaging.close().await;
 }
 

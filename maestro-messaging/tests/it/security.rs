@@ -34,6 +34,9 @@ async fn a_rotated_password_is_taken_from_its_file_without_a_restart() {
         "MAESTRO_MESSAGING_PASSWORD_FILE".to_owned(),
         file.to_str().unwrap().to_owned(),
     ));
+    // The last publish of a round waits for a connection, and those that are refused come seconds apart.
+    let patience = ("MAESTRO_MESSAGING_CONFIRM_TIMEOUT", "60s");
+    pairs.push((patience.0.to_owned(), patience.1.to_owned()));
     let config: MessagingConfig = Environment::from_pairs(pairs).read().unwrap();
     let messaging = Messaging::connect(config).await.unwrap();
     messaging.publish(&placed(1)).await.unwrap();
@@ -65,7 +68,7 @@ async fn change_password(broker: &maestro_testkit::Server, user: &str, password:
         .put(format!("{base}/api/users/{user}"))
         .basic_auth(admin.username(), admin.password())
         .json(&json!({"password": password, "tags": ""}))
-        .timeout(Duration::from_secs(10))
+        .timeout(Duration::from_secs(60))
         .send()
         .await
         .unwrap();

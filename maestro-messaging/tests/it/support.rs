@@ -10,7 +10,7 @@ use lapin::options::{
 };
 use lapin::types::FieldTable;
 use maestro_config::Environment;
-use maestro_messaging::{Event, Messaging, MessagingConfig};
+use maestro_messaging::{Consumer, ConsumerState, DeadLetters, Event, Messaging, MessagingConfig};
 use maestro_testkit::{Origin, Sandbox, Server, Service, Stack};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
@@ -80,9 +80,13 @@ pub async fn dedicated() -> (Stack, Sandbox) {
     (stack, sandbox)
 }
 
+/// Nothing is given up early: on a machine that is busy with other tests a broker answers late.
+const PATIENT: (&str, &str) = ("CONFIRM_TIMEOUT", "60s");
+
 pub fn config(sandbox: &Sandbox, extra: &[(&str, &str)]) -> MessagingConfig {
     let mut pairs = sandbox.environment();
-    for (name, value) in extra {
+    let patient = !extra.iter().any(|(name, _)| *name == PATIENT.0);
+    for (name, value) in extra.iter().chain(patient.then_some(&PATIENT)) {
         pairs.push((format!("MAESTRO_MESSAGING_{name}"), (*value).to_owned()));
     }
     Environment::from_pairs(pairs).read().unwrap()
@@ -94,7 +98,7 @@ pub async fn client(sandbox: &Sandbox, extra: &[(&str, &str)]) -> Messaging {
 
 /// Waits for a condition; a test that waits longer than this has failed.
 pub async fn eventually<F: Future<Output = bool>>(what: &str, condition: impl FnMut() -> F) {
-    within(Duration::from_mins(1), what, condition).await;
+    within(Duration::from_mins(2), what, condition).await;
 }
 
 pub async fn within<F: Future<Output = bool>>(
@@ -145,6 +149,14 @@ impl Raw {
         declared.ok().map(|queue| queue.message_count())
     }
 
+    /// Waits until so many messages are ready in a queue: counts follow what was confirmed.
+    pub async fn holds(&self, queue: &str, messages: u32) {
+        eventually(&format!("`{queue}` holds {messages}"), || async {
+            self.depth(queue).await == Some(messages)
+        })
+        .await;
+    }
+
     pub async fn declare_events(&self, exchange: &str) {
         let options = ExchangeDeclareOptions {
             durable: true,
@@ -183,6 +195,22 @@ impl Raw {
             .await
             .unwrap();
     }
+}
+
+/// Waits until there are so many dead letters; a count can fail, as everything over a network.
+pub async fn dead(letters: &DeadLetters, count: u64) {
+    eventually(&format!("there are {count} dead letters"), || async {
+        letters.count().await.is_ok_and(|counted| counted == count)
+    })
+    .await;
+}
+
+/// Waits until a consumer consumes all it subscribed to.
+pub async fn consuming(consumer: &Consumer) {
+    eventually("it consumes", || async {
+        consumer.state() == ConsumerState::Consuming
+    })
+    .await;
 }
 
 /// Sets the memory limit of a dedicated broker, as an operator would.

@@ -6,13 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use maestro_messaging::outbox::Inbox;
-use maestro_messaging::{ConsumerState, HandlerError, MessageContext};
+use maestro_messaging::{HandlerError, MessageContext};
 use maestro_testkit::{Service, Stack};
 use sqlx::{Connection, PgConnection, PgPool};
 use uuid::Uuid;
 
 use crate::outbox::{pool, variable};
-use crate::support::{Placed, Raw, client, eventually, publish_for_sure, within};
+use crate::support::{Placed, Raw, client, consuming, dead, eventually, publish_for_sure, within};
 
 /// Once in effect: the message's identity and its effect in one transaction.
 async fn effect(pool: &PgPool, context: &MessageContext) -> Result<(), HandlerError> {
@@ -48,11 +48,11 @@ async fn ten_thousand_confirmed_messages_take_effect_once_each_though_the_broker
         .await
         .unwrap();
 
-    let consuming = client(&sandbox, &[]).await;
+    let handling = client(&sandbox, &[]).await;
     let publishing = client(&sandbox, &[]).await;
     let deliveries = Arc::new(AtomicU64::new(0));
     let (counter, database) = (Arc::clone(&deliveries), pool.clone());
-    let consumer = consuming
+    let consumer = handling
         .subscription("survivors")
         .concurrency(8)
         .on("orders", move |_: Placed, context| {
@@ -112,11 +112,8 @@ async fn ten_thousand_confirmed_messages_take_effect_once_each_though_the_broker
     .await;
     // What is still on its way is a duplicate; let it come.
     let raw = Raw::connect(&sandbox).await;
-    eventually("nothing waits in the queue", || async {
-        raw.depth("orders.survivors").await == Some(0)
-    })
-    .await;
-    assert_eq!(consumer.state(), ConsumerState::Consuming);
+    raw.holds("orders.survivors", 0).await;
+    consuming(&consumer).await;
     assert_eq!(consumer.drain().await.abandoned, 0);
     let effects = effects().await;
     println!(
@@ -127,10 +124,7 @@ async fn ten_thousand_confirmed_messages_take_effect_once_each_though_the_broker
         effects.len(),
     );
     assert_eq!(effects.len() as u64, MESSAGES);
-    assert_eq!(
-        consuming.dead_letters("survivors").count().await.unwrap(),
-        0
-    );
+    dead(&handling.dead_letters("survivors"), 0).await;
     publishing.close().await;
-    consuming.close().await;
+    handling.close().await;
 }
