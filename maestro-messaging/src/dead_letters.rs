@@ -15,7 +15,7 @@ use crate::client::Messaging;
 use crate::error::{Error, ErrorKind};
 use crate::headers;
 use crate::retry::{self, DeadReason};
-use crate::transport::{Incoming, Outgoing};
+use crate::transport::{Deliveries, Incoming, Outgoing};
 
 /// A message that could not be handled, and why.
 #[derive(Clone, Debug)]
@@ -216,8 +216,7 @@ impl DeadLetters {
                 Err(_) => break Ok(()),
             }
         };
-        // Unsettled messages return to the queue with their channel.
-        deliveries.close().await;
+        self.put_back(deliveries, &dead, ready).await;
         listed.map(|()| letters)
     }
 
@@ -306,8 +305,24 @@ impl DeadLetters {
             sorted.note(moved);
         }
         drop(moving);
-        deliveries.close().await;
+        let moved = if action.is_some() { sorted.taken } else { 0 };
+        self.put_back(deliveries, &dead, total.saturating_sub(moved))
+            .await;
         outcome.map(|()| sorted)
+    }
+
+    /// Unsettled messages return to the queue with their channel, and a moment after it: waits until
+    /// so many are there, or whoever lists and then replays would miss some.
+    async fn put_back(&self, deliveries: Box<dyn Deliveries>, dead: &str, expected: u64) {
+        deliveries.close().await;
+        let broker = self.messaging.inner().broker.as_ref();
+        let deadline = Instant::now() + RETURN_DEADLINE;
+        while let Ok((ready, _)) = broker.count(dead).await
+            && ready < expected
+            && Instant::now() < deadline
+        {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     async fn take(&self, action: &Action, incoming: Incoming) -> Result<(), Error> {
@@ -442,7 +457,11 @@ fn held(messages: u64) -> u16 {
 
 /// Dead letters held unsettled at a time.
 const HELD: u64 = 10_000;
-/// The broker sends what it has at once; after this nothing more comes.
-const NEXT_DEADLINE: Duration = Duration::from_secs(2);
+/// The broker sends what it has at once; after this nothing more comes. As long as it is given for any
+/// answer: what a busy broker sends late would else be reported as taken by somebody else.
+const NEXT_DEADLINE: Duration = Duration::from_secs(10);
+/// Beyond this somebody else has taken what does not return.
+const RETURN_DEADLINE: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// Replays confirmed at a time: the window is shared with the service's own publishes.
 const IN_FLIGHT: usize = 64;

@@ -399,7 +399,7 @@ fn matcher(returned: lapin::message::BasicReturnMessage) -> impl Fn(&Request) ->
 /// The oldest publish can be this many windows behind the newest before publishing pauses.
 const SPAN_FACTOR: usize = 16;
 const CHECK_EVERY: Duration = Duration::from_secs(1);
-const CONFIRM_SELECT_DEADLINE: Duration = Duration::from_secs(5);
+const CONFIRM_SELECT_DEADLINE: Duration = Duration::from_secs(10);
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 const STABLE: Duration = Duration::from_secs(10);
 /// An election takes less; after every renewal it is doubled, because a full queue stays full.
