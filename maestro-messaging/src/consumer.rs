@@ -196,6 +196,7 @@ impl ConsumerTask {
                 delivery = deliveries.next(), if self.intake.wants_more() => match delivery {
                     Some(Ok(mut incoming)) => {
                         self.spec.metrics.consumed.increment();
+                        attendance.busy();
                         incoming.held = self.hold(&incoming);
                         self.intake.add(incoming, Instant::now());
                     }
@@ -218,7 +219,7 @@ impl ConsumerTask {
                 }
                 () = &mut missed => {
                     deliveries.close().await;
-                    return End::Lost("the broker does not know of it: its queue went without a word".to_owned());
+                    return End::Lost("the broker does not know of it: its queue went without a word, or another took its place".to_owned());
                 }
                 () = until(due) => {}
                 _ = alive.tick() => {
@@ -226,6 +227,11 @@ impl ConsumerTask {
                         return End::Lost("its channel is gone".to_owned());
                     }
                     self.alive();
+                    // Only one replica gets what is in order.
+                    let stands_by = self.spec.handling == Handling::Ordered;
+                    if stands_by || self.intake.holds_any() || !self.handlers.is_empty() {
+                        attendance.busy();
+                    }
                     if self.handlers.is_empty() {
                         self.spec.metrics.lag.set(0.0);
                     }

@@ -95,6 +95,15 @@ impl Intake {
         }
     }
 
+    /// Whether deliveries wait here.
+    pub(crate) fn holds_any(&self) -> bool {
+        match &self.waiting {
+            Waiting::Each(held) => held.is_some(),
+            Waiting::Ordered { chains, .. } => chains.len() > 0,
+            Waiting::Batch { held, .. } => !held.is_empty(),
+        }
+    }
+
     pub(crate) fn is_ready(&self, now: Instant) -> bool {
         match &self.waiting {
             Waiting::Each(held) => held.is_some(),

@@ -105,3 +105,41 @@ async fn a_consumer_that_is_not_told_of_its_queues_end_finds_out_and_comes_back(
     assert_eq!(consumer.state(), ConsumerState::Consuming);
     messaging.close().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn every_replica_finds_out_that_its_queue_was_replaced_by_another_ones() {
+    let broker = MemoryBroker::new();
+    let began = Arc::new(AtomicU64::new(0));
+    let mut replicas = Vec::new();
+    for _ in 0..2 {
+        let messaging = broker.connect("orders").await.unwrap();
+        let began = Arc::clone(&began);
+        let consumer = messaging
+            .subscription("counting")
+            .prefetch(1)
+            .handler_timeout(Duration::from_hours(1))
+            .on("orders", move |_: Placed, _| {
+                began.fetch_add(1, Ordering::Relaxed);
+                std::future::pending()
+            })
+            .start()
+            .await
+            .unwrap();
+        consumer.ready().await;
+        replicas.push(messaging);
+        // They do not look at the same time: the first one back makes the queue again.
+        tokio::time::sleep(Duration::from_secs(7)).await;
+    }
+    broker.shared.change(|state| state.lose("orders.counting"));
+    let both_work = async {
+        while began.load(Ordering::Relaxed) < 2 {
+            let _ = replicas[0].publish(&Placed(1)).require_route().await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    let within = Duration::from_mins(5);
+    tokio::time::timeout(within, both_work).await.unwrap();
+    for messaging in replicas {
+        messaging.close().await;
+    }
+}
