@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use maestro_config::Environment;
-use maestro_messaging::{Event, Filter, Messaging, MessagingConfig};
+use maestro_messaging::{DeadLetters, Event, Filter, Messaging, MessagingConfig, Sorted};
 use maestro_testkit::{Sandbox, Service, Stack};
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::{PgPool, PgPoolOptions};
@@ -344,12 +344,13 @@ async fn settle(world: &World, client: &Messaging, pool: &PgPool) -> Result<()> 
     let mut told = Instant::now();
     loop {
         for subscription in [replica::EACH, replica::ORDERED] {
-            let letters = client.dead_letters(subscription);
-            if letters.count().await? > 0 {
-                let sorted = letters.replay(Filter::all()).await?;
-                world
+            // The last fault may not be over for this client: it is asked again.
+            match bring_back(&client.dead_letters(subscription)).await {
+                Ok(None) => {}
+                Ok(Some(sorted)) => world
                     .plan
-                    .step(format!("replayed from {subscription}: {sorted:?}"));
+                    .step(format!("replayed from {subscription}: {sorted:?}")),
+                Err(error) => world.plan.step(format!("{subscription}: {error}")),
             }
         }
         let each = world.ledger.unhandled(replica::EACH).await?;
@@ -372,6 +373,16 @@ async fn settle(world: &World, client: &Messaging, pool: &PgPool) -> Result<()> 
         );
         sleep(Duration::from_millis(250)).await;
     }
+}
+
+/// What a replay did, if there was anything to replay.
+async fn bring_back(
+    letters: &DeadLetters,
+) -> std::result::Result<Option<Sorted>, maestro_messaging::Error> {
+    if letters.count().await? == 0 {
+        return Ok(None);
+    }
+    letters.replay(Filter::all()).await.map(Some)
 }
 
 async fn report(world: &World, caused: &BTreeMap<&str, u32>, pool: &PgPool) -> Result<()> {

@@ -103,7 +103,55 @@ pub(super) async fn cause(
             }
         }
     }
+    put_right(world, &broker).await?;
     Ok(caused)
+}
+
+/// A broker writes what exists with a delay: killed within it, it has a queue again that was deleted
+/// before. With other arguments its consumer says so, and waits for an operator.
+async fn put_right(world: &World, broker: &Server) -> Result<()> {
+    let request = request(world, broker, Method::GET, CONFLICTED)?;
+    let found = crate::until(
+        Duration::from_mins(1),
+        "the management API's answer",
+        async || {
+            let again = request.try_clone().context("a request without a body")?;
+            let answer = again.send().await?;
+            match answer.status().as_u16() {
+                404 => Ok(Some(json!({}))),
+                200 => Ok(Some(answer.json::<serde_json::Value>().await?)),
+                _ => {
+                    sleep(Duration::from_millis(500)).await;
+                    Ok(None)
+                }
+            }
+        },
+    )
+    .await?;
+    if found.pointer("/arguments/x-max-length").is_some() {
+        world
+            .plan
+            .step(format!("{CONFLICTED} with other arguments is back"));
+        queue(world, broker, Method::DELETE, CONFLICTED, None).await?;
+    }
+    Ok(())
+}
+
+fn request(
+    world: &World,
+    broker: &Server,
+    method: Method,
+    name: &str,
+) -> Result<reqwest::RequestBuilder> {
+    let url: url::Url = world.variable("MAESTRO_MESSAGING_URL")?.parse()?;
+    let vhost = url.path().trim_start_matches('/').to_owned();
+    let base = broker.management_url().context("no management API")?;
+    let admin: url::Url = broker.admin_url().expose().parse()?;
+    let url = format!("{base}/api/queues/{vhost}/orders.{name}");
+    Ok(crate::http()
+        .request(method, url)
+        .basic_auth(admin.username(), admin.password())
+        .timeout(Duration::from_secs(30)))
 }
 
 /// Deletes a queue of the service, or makes another one of its name.
@@ -114,17 +162,7 @@ async fn queue(
     name: &str,
     body: Option<serde_json::Value>,
 ) -> Result<()> {
-    let url: url::Url = world.variable("MAESTRO_MESSAGING_URL")?.parse()?;
-    let vhost = url.path().trim_start_matches('/').to_owned();
-    let base = broker.management_url().context("no management API")?;
-    let admin: url::Url = broker.admin_url().expose().parse()?;
-    let mut request = crate::http()
-        .request(
-            method.clone(),
-            format!("{base}/api/queues/{vhost}/orders.{name}"),
-        )
-        .basic_auth(admin.username(), admin.password())
-        .timeout(Duration::from_secs(30));
+    let mut request = request(world, broker, method.clone(), name)?;
     if let Some(body) = body {
         request = request.json(&body);
     }
