@@ -95,9 +95,9 @@ impl fmt::Debug for Cache {
 impl Cache {
     /// Connects, and keeps the connection alive from then on.
     ///
-    /// Waits for the first attempt, at most for `MAESTRO_CACHE_CONNECT_TIMEOUT`. A server that is
-    /// down is no error: the cache starts without it and finds it when it is there. Must be called
-    /// in a tokio runtime.
+    /// Waits for the first attempt, at most for `MAESTRO_CACHE_CONNECT_TIMEOUT`: with a server that
+    /// answers, process memory serves from the first read on. A server that is down is no error: the
+    /// cache starts without it and finds it when it is there. Must be called in a tokio runtime.
     ///
     /// ```no_run
     /// # async fn start(environment: &maestro_config::Environment) -> Result<(), Box<dyn std::error::Error>> {

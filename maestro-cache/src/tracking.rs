@@ -23,7 +23,7 @@ const BOUND: Duration = Duration::from_secs(1);
 const HEARTBEAT: Duration = BOUND.saturating_sub(GLANCE);
 
 /// Keeps the connection alive and the coherence state informed until `stop`; `settled` turns true
-/// with the outcome of the first attempt.
+/// with the outcome of the first attempt: the first heartbeat was answered, or something failed.
 pub(crate) async fn run(
     link: Arc<Link>,
     keys: Keyspace,
@@ -43,13 +43,13 @@ pub(crate) async fn run(
         if let Ok(connection) = opened {
             coherence.connected();
             link.metrics.tracking.set(1.0);
-            settled.send_replace(true);
             attempt = 0;
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = lost.notified() => {}
-                () = beat(&link, &coherence, &connection) => {}
+                () = beat(&link, &coherence, &connection, &settled) => {}
             }
+            settled.send_replace(true);
             coherence.disconnected();
             link.metrics.tracking.set(0.0);
             if stop.is_cancelled() {
@@ -125,7 +125,12 @@ async fn open(
 }
 
 /// Renews the lease until a heartbeat goes unanswered, or the server is not the primary any more.
-async fn beat(link: &Link, coherence: &Coherence, connection: &Connection) {
+async fn beat(
+    link: &Link,
+    coherence: &Coherence,
+    connection: &Connection,
+    settled: &watch::Sender<bool>,
+) {
     let timeout = link.config.command_timeout;
     let command = redis::cmd("TIME");
     loop {
@@ -146,6 +151,8 @@ async fn beat(link: &Link, coherence: &Coherence, connection: &Connection) {
             Err(_) => return,
         }
         coherence.lease(sent.saturating_add(nanos(HEARTBEAT + timeout)));
+        // Not before: what is read without a lease would have to be read again.
+        settled.send_replace(true);
         sleep(HEARTBEAT).await;
     }
 }

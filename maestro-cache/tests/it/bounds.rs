@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use maestro_cache::{Cache, Region};
+use maestro_cache::{Cache, Outcome, Region};
 use maestro_metrics::HealthState;
 use tokio::sync::Notify;
 
-use crate::place::{Report, admin, cache, config, eventually, healthy, metric, report, sandbox};
+use crate::place::{
+    PATIENCE, Report, cache, change_user, config, eventually, healthy, metric, reads_sent, report,
+    sandbox,
+};
 
 const LOCAL_HITS: &str =
     "maestro_cache_requests_total{region=\"report\",level=\"local\",result=\"hit\"}";
@@ -19,11 +22,7 @@ fn region(cache: &Cache) -> Region<Report> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_longest_time_in_memory_counts_from_before_the_read_was_sent() {
     let sandbox = sandbox().await;
-    let changes = [
-        ("MAESTRO_CACHE_LOCAL_TTL", "300ms"),
-        ("MAESTRO_CACHE_COMMAND_TIMEOUT", "5s"),
-        ("MAESTRO_CACHE_CONNECT_TIMEOUT", "10s"),
-    ];
+    let changes = [("MAESTRO_CACHE_LOCAL_TTL", "300ms")];
     let cache = Cache::connect(config(&sandbox, &changes)).await.unwrap();
     let reports = region(&cache);
     reports.put(1_u64, report(1)).await.unwrap();
@@ -44,12 +43,29 @@ async fn a_value_is_served_from_memory_after_one_read_that_did_not_name_its_tags
     let written = region(&writer).clone();
     let entry = written.entry(1_u64).tag("p").tag("q");
     entry.put(report(1)).await.unwrap();
-    // Connected after the write, so that no news of it is on the way.
-    let reader = cache(&sandbox).await;
-    let reports = region(&reader);
-    assert!(reports.get(1_u64).await.unwrap().is_some());
-    assert!(reports.get(1_u64).await.unwrap().is_some());
-    assert!(metric(&reader, LOCAL_HITS) > 0.0);
+    // A reader that has just been started serves from memory what it has read once. One that loses its
+    // connection meanwhile may have to read again, so another one is started then.
+    eventually("the second read asks nobody", || async {
+        // Connected after the write, so that no news of it is on the way.
+        let reader = cache(&sandbox).await;
+        let reports = region(&reader);
+        assert!(reports.get(1_u64).await.unwrap().is_some());
+        let sent = reads_sent(&reader);
+        assert!(sent > 0, "there was nothing in memory");
+        assert!(reports.get(1_u64).await.unwrap().is_some());
+        reads_sent(&reader) == sent
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_that_has_connected_hears_of_changes_already() {
+    let sandbox = sandbox().await;
+    for _ in 0..20 {
+        let cache = cache(&sandbox).await;
+        let status = cache.health_check().run().await;
+        assert_eq!(status.state(), HealthState::Healthy, "{status:?}");
+    }
 }
 
 /// While invalidations do not arrive, nobody here knows whether a load that is under way began
@@ -60,11 +76,8 @@ async fn without_news_a_later_caller_does_not_join_a_load_that_is_older_than_a_r
     let (ours, theirs) = (cache(&sandbox).await, cache(&sandbox).await);
     let (reports, their_reports) = (region(&ours), region(&theirs));
     deny_tracking(&sandbox).await;
-    eventually("no news arrives", || async {
-        let status = ours.health_check().run().await;
-        status.state() == HealthState::Degraded
-    })
-    .await;
+    hears_nothing(&ours).await;
+    hears_nothing(&theirs).await;
 
     let (began, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (told, waits) = (Arc::clone(&began), Arc::clone(&go_on));
@@ -83,10 +96,12 @@ async fn without_news_a_later_caller_does_not_join_a_load_that_is_older_than_a_r
         let other = || async { Ok::<_, std::io::Error>(report(3)) };
         sharing.entry(1_u64).get_or_load(other).await
     });
-    their_reports.remove(1_u64).await.unwrap();
+    let removed = their_reports.remove(1_u64).await.unwrap();
+    assert_eq!(removed, Outcome::Acknowledged);
     let later = reports.entry(1_u64);
     let later = later.get_or_load(|| async { Ok::<_, std::io::Error>(report(2)) });
-    let later = tokio::time::timeout(Duration::from_secs(5), later).await;
+    // The older load goes on for ever: whoever joined it would never be answered.
+    let later = tokio::time::timeout(PATIENCE, later).await;
     let later = later.expect("the older load was joined").unwrap();
     assert_ne!(*later, report(1));
     go_on.notify_one();
@@ -96,18 +111,15 @@ async fn without_news_a_later_caller_does_not_join_a_load_that_is_older_than_a_r
 
 /// Takes the right to be told of changes from the service's user, and its connections.
 async fn deny_tracking(sandbox: &maestro_testkit::Sandbox) {
-    let mut admin = admin(sandbox).await;
-    let user = sandbox.resources().redis_user();
-    let () = redis::cmd("ACL")
-        .arg(&["SETUSER", user, "-client|tracking"])
-        .query_async(&mut admin)
-        .await
-        .unwrap();
-    let () = redis::cmd("CLIENT")
-        .arg(&["KILL", "USER", user])
-        .query_async(&mut admin)
-        .await
-        .unwrap();
+    change_user(sandbox, &["-client|tracking"]).await;
+}
+
+/// Waits until a cache answers and knows that it is told of nothing.
+async fn hears_nothing(cache: &Cache) {
+    eventually("no news arrives", || async {
+        cache.health_check().run().await.state() == HealthState::Degraded
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -119,10 +131,7 @@ async fn without_news_callers_who_came_before_still_share_one_load() {
     healthy(&cache).await;
     let reports = region(&cache);
     deny_tracking(&sandbox).await;
-    eventually("no news arrives", || async {
-        cache.health_check().run().await.state() == HealthState::Degraded
-    })
-    .await;
+    hears_nothing(&cache).await;
     let loads = Arc::new(AtomicUsize::new(0));
     let mut callers = tokio::task::JoinSet::new();
     for _ in 0..1_000 {
@@ -130,7 +139,8 @@ async fn without_news_callers_who_came_before_still_share_one_load() {
         callers.spawn(async move {
             let load = move || async move {
                 loads.fetch_add(1, Ordering::Relaxed);
-                // Until others have come to wait.
+                // As long as a query takes, so that others come meanwhile; those who come later find
+                // the value in Redis.
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 Ok::<_, std::io::Error>(report(1))
             };

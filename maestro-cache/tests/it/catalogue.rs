@@ -12,11 +12,18 @@ use crate::place::{Report, cache, config, eventually, in_memory, metric, report,
 async fn what_is_declared_is_emitted_and_what_is_emitted_is_declared() {
     let sandbox = sandbox().await;
     let registry = Registry::detached();
-    let ours = Cache::builder(config(&sandbox, &[]))
-        .registry(&registry)
-        .connect()
-        .await
-        .unwrap();
+    // Long enough for a busy machine, short enough to notice that nothing answers.
+    let ours = Cache::builder(config(
+        &sandbox,
+        &[
+            ("MAESTRO_CACHE_COMMAND_TIMEOUT", "2s"),
+            ("MAESTRO_CACHE_CONNECT_TIMEOUT", "2s"),
+        ],
+    ))
+    .registry(&registry)
+    .connect()
+    .await
+    .unwrap();
     let theirs = cache(&sandbox).await;
     let (our_reports, their_reports) = (
         ours.region::<Report>("report").build().unwrap(),
@@ -67,7 +74,11 @@ async fn what_is_declared_is_emitted_and_what_is_emitted_is_declared() {
     sandbox.cache_link().blackhole().await.unwrap();
     held.guard(std::future::pending::<()>()).await.unwrap_err();
     let open = "maestro_resilience_breaker_open{target=\"redis\"}";
-    eventually("the breaker opens", || async { metric(&ours, open) > 0.0 }).await;
+    eventually("the breaker opens", || async {
+        assert!(our_reports.get(9_u64).await.is_err());
+        metric(&ours, open) > 0.0
+    })
+    .await;
     eventually("the loss is counted", || async {
         metric(&ours, "maestro_cache_leases_lost_total") > 0.0
     })

@@ -8,7 +8,7 @@ use maestro_cache::{Cache, ErrorKind, Region};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use crate::place::{Report, cache, eventually, in_memory, report, sandbox};
+use crate::place::{PATIENCE, Report, cache, eventually, in_memory, report, sandbox};
 
 /// A region in each of so many processes: clients of their own, which share nothing but Redis.
 async fn processes(
@@ -92,8 +92,9 @@ async fn a_process_that_takes_too_long_to_load_is_not_waited_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_load_gives_the_turn_to_the_next_process_at_once() {
     let (_sandbox, regions) = processes(2, |cache| {
-        let region = cache.region("report").one_load(Duration::from_secs(30));
-        region.build().unwrap()
+        // Also how long a turn lasts that is not given back.
+        let region = cache.region("report").load_timeout(PATIENCE * 2);
+        region.one_load(PATIENCE * 2).build().unwrap()
     })
     .await;
     let fail = || async { Err::<Report, _>(std::io::Error::other("origin down")) };
@@ -101,15 +102,17 @@ async fn a_failed_load_gives_the_turn_to_the_next_process_at_once() {
     assert_eq!(failed.unwrap_err().kind(), ErrorKind::Load);
     let load = || async { Ok::<_, std::io::Error>(report(2)) };
     let next = regions[1].entry(1_u64).get_or_load(load);
-    let next = tokio::time::timeout(Duration::from_secs(5), next).await;
+    let next = tokio::time::timeout(PATIENCE, next).await;
     assert_eq!(*next.expect("the turn was kept").unwrap(), report(2));
 }
 
 fn refreshing(cache: &Cache) -> Region<Report> {
-    let region = cache.region("report").ttl(Duration::from_secs(2));
+    // To be loaded anew from somewhere in the first five seconds on, and current for five more.
+    let region = cache.region("report").ttl(Duration::from_secs(10));
     let region = region
         .jitter(0.0)
-        .early_refresh(Duration::from_millis(1_900));
+        .early_refresh(Duration::from_millis(9_900))
+        .retry_failed_after(Duration::from_mins(5));
     region.build().unwrap()
 }
 
@@ -132,7 +135,7 @@ async fn a_value_in_use_is_loaded_anew_before_its_end_and_nobody_waits() {
         };
         let read = reports.entry(1_u64).get_or_load(load);
         // The load hangs until it is told to go on: whoever waited for it would be stuck.
-        let value = tokio::time::timeout(Duration::from_millis(500), read).await;
+        let value = tokio::time::timeout(PATIENCE, read).await;
         let value = value.expect("a caller waited").unwrap();
         assert_eq!(*value, report(1));
         loads.load(Ordering::SeqCst) > 0

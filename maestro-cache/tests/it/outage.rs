@@ -8,7 +8,8 @@ use maestro_cache::{Cache, ErrorKind, Outcome, Region, WhenDown};
 use tokio::task::JoinSet;
 
 use crate::place::{
-    Report, cache, config, dedicated, eventually, healthy, in_memory, metric, report, sandbox,
+    self, Report, cache, config, dedicated, eventually, has_heard, hasty, healthy, in_memory,
+    metric, report, sandbox,
 };
 
 /// Requests that run while something happens to Redis.
@@ -99,7 +100,8 @@ impl Traffic {
         .await;
     }
 
-    /// Ends the traffic: no request may have failed, and 99 of 100 took less than a second.
+    /// Ends the traffic: no request may have failed, and 99 of 100 took less than ten times the deadline
+    /// of a command. On an idle machine it is a few milliseconds, or the deadline when nothing answers.
     async fn check(mut self) {
         self.stop.store(true, Ordering::Relaxed);
         let mut times = Vec::new();
@@ -119,7 +121,7 @@ impl Traffic {
             self.loads.load(Ordering::Relaxed),
             self.most_running.load(Ordering::Relaxed)
         );
-        assert!(p99 < Duration::from_secs(1), "{p99:?}");
+        assert!(p99 < Duration::from_secs(5), "{p99:?}");
     }
 }
 
@@ -140,7 +142,7 @@ fn reports(cache: &Cache) -> Region<Report> {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_fails_while_redis_is_killed_and_comes_back() {
     let place = dedicated().await;
-    let cache = cache(&place.sandbox).await;
+    let cache = hasty(&place.sandbox).await;
     let reports = reports(&cache);
     let traffic = Traffic::start(&reports);
     traffic.turned_over().await;
@@ -164,7 +166,7 @@ async fn no_request_fails_while_redis_is_killed_and_comes_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_fails_while_redis_hangs() {
     let place = dedicated().await;
-    let cache = cache(&place.sandbox).await;
+    let cache = hasty(&place.sandbox).await;
     let reports = reports(&cache);
     let traffic = Traffic::start(&reports);
     traffic.turned_over().await;
@@ -249,16 +251,21 @@ async fn with_the_breaker_open_a_call_is_decided_in_less_than_a_millisecond() {
     assert!(times[500] < Duration::from_millis(1), "{:?}", times[500]);
     place.start_again().await;
     healthy(&cache).await;
-    assert!(metric(&cache, BREAKER_OPEN) < 1.0);
+    eventually("the breaker is closed", || async {
+        metric(&cache, BREAKER_OPEN) < 1.0
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cache_starts_without_redis_and_finds_it_when_it_is_there() {
     let sandbox = sandbox().await;
     sandbox.cache_link().cut().await.unwrap();
+    let changes = [("MAESTRO_CACHE_CONNECT_TIMEOUT", "1s")];
     let started = Instant::now();
-    let cache = cache(&sandbox).await;
-    assert!(started.elapsed() < Duration::from_secs(5));
+    let cache = Cache::connect(config(&sandbox, &changes)).await.unwrap();
+    // Ten times the longest wait for the first attempt.
+    assert!(started.elapsed() < Duration::from_secs(10));
     let reports = reports(&cache);
     let load = || async { Ok::<_, std::io::Error>(report(1)) };
     assert_eq!(
@@ -305,10 +312,10 @@ async fn a_connection_cut_in_the_middle_of_a_reply_fails_no_request() {
 #[tokio::test(flavor = "multi_thread")]
 async fn while_redis_is_away_a_region_serves_stale_or_fails_as_it_was_told() {
     let sandbox = sandbox().await;
-    let changes = [("MAESTRO_CACHE_LOCAL_TTL", "100ms")];
-    let cache = Cache::connect(config(&sandbox, &changes)).await.unwrap();
+    let cache = cache(&sandbox).await;
     let stale = cache.region::<Report>("stale");
     let stale = stale
+        .local_ttl(Duration::from_millis(300))
         .stale_for(Duration::from_mins(1))
         .when_down(WhenDown::ServeStale { at_most: 1 })
         .build()
@@ -316,13 +323,13 @@ async fn while_redis_is_away_a_region_serves_stale_or_fails_as_it_was_told() {
     let fail = cache.region::<Report>("fail").when_down(WhenDown::Fail);
     let fail = fail.build().unwrap();
     stale.put(1_u64, report(1)).await.unwrap();
+    has_heard(&cache, &place::cache(&sandbox).await).await;
     in_memory(&cache, &stale, 1).await;
     sandbox.cache_link().cut().await.unwrap();
-    eventually("the loss is noticed", || async {
-        stale.get(9_u64).await.is_err()
+    eventually("its time in memory is over", || async {
+        stale.get(1_u64).await.is_err()
     })
     .await;
-    tokio::time::sleep(Duration::from_millis(150)).await;
     let load = || async { Ok::<_, std::io::Error>(report(100)) };
     let served = stale.entry(1_u64).get_or_load(load).await.unwrap();
     assert_eq!(*served, report(1));

@@ -1,5 +1,6 @@
 //! A service's place on a real Redis, with a cache connected to it.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use redis::aio::MultiplexedConnection;
 use serde::{Deserialize, Serialize};
 
 /// Longest wait for a condition that holds within milliseconds on an idle machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Report {
@@ -103,21 +104,60 @@ async fn connect(url: &str) -> MultiplexedConnection {
     client.get_multiplexed_async_connection().await.unwrap()
 }
 
-/// Settings of a service in this sandbox, with some changed.
+/// Deadlines that a busy machine does not exceed: only where nothing answers on purpose is no answer an
+/// outage.
+pub(crate) const PATIENT: [(&str, &str); 2] = [
+    ("MAESTRO_CACHE_COMMAND_TIMEOUT", "20s"),
+    ("MAESTRO_CACHE_CONNECT_TIMEOUT", "20s"),
+];
+/// The deadlines that a service has when it sets none.
+pub(crate) const HASTY: [(&str, &str); 2] = [
+    ("MAESTRO_CACHE_COMMAND_TIMEOUT", "500ms"),
+    ("MAESTRO_CACHE_CONNECT_TIMEOUT", "1s"),
+];
+
+/// How long after an acknowledged change a hasty cache may still serve what it has: a heartbeat and the
+/// deadline of one.
+pub(crate) const BOUND: Duration = Duration::from_millis(1_500);
+
+/// Settings of a service in this sandbox, patient unless changed.
 pub(crate) fn config(sandbox: &Sandbox, changes: &[(&str, &str)]) -> CacheConfig {
-    let mut pairs = sandbox.environment();
-    pairs.retain(|(name, _)| changes.iter().all(|(changed, _)| changed != name));
-    pairs.extend(
-        changes
-            .iter()
-            .map(|(n, v)| ((*n).to_owned(), (*v).to_owned())),
-    );
-    Environment::from_pairs(pairs).read().unwrap()
+    changed(sandbox.environment(), changes)
 }
 
-/// A cache of a service in this sandbox.
+/// Settings with which the sandbox's link is passed by.
+pub(crate) fn direct_config(sandbox: &Sandbox) -> CacheConfig {
+    changed(sandbox.direct_environment(), &[])
+}
+
+fn changed(pairs: Vec<(String, String)>, changes: &[(&str, &str)]) -> CacheConfig {
+    let mut all: BTreeMap<String, String> = pairs.into_iter().collect();
+    for (name, value) in PATIENT.iter().chain(changes) {
+        all.insert((*name).to_owned(), (*value).to_owned());
+    }
+    Environment::from_pairs(all).read().unwrap()
+}
+
+/// A patient cache of a service in this sandbox.
 pub(crate) async fn cache(sandbox: &Sandbox) -> Cache {
     Cache::connect(config(sandbox, &[])).await.unwrap()
+}
+
+/// A cache that notices soon when nothing answers, and takes a busy machine for that.
+pub(crate) async fn hasty(sandbox: &Sandbox) -> Cache {
+    Cache::connect(config(sandbox, &HASTY)).await.unwrap()
+}
+
+/// Changes the service's user on the shared server and hangs up on it.
+pub(crate) async fn change_user(sandbox: &Sandbox, rules: &[&str]) {
+    let mut admin = admin(sandbox).await;
+    let user = sandbox.resources().redis_user();
+    let mut set = redis::cmd("ACL");
+    set.arg("SETUSER").arg(user).arg(rules);
+    let () = set.query_async(&mut admin).await.unwrap();
+    let mut kill = redis::cmd("CLIENT");
+    kill.arg(&["KILL", "USER", user]);
+    let () = kill.query_async(&mut admin).await.unwrap();
 }
 
 /// Waits until `condition` holds.
@@ -173,17 +213,43 @@ pub(crate) fn metric(cache: &Cache, series: &str) -> f64 {
         .sum()
 }
 
+/// Reads of entries and markers that this cache has sent to the server.
+pub(crate) fn reads_sent(cache: &Cache) -> u64 {
+    let text = cache.registry().text();
+    let counts = text.lines().filter(|line| {
+        line.starts_with("db_client_operation_duration_seconds_count")
+            && ["GET", "MGET"]
+                .iter()
+                .any(|operation| line.contains(&format!("db_operation_name=\"{operation}\"")))
+    });
+    counts
+        .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+        .sum()
+}
+
 /// Reads an entry until process memory serves it: the news of the write that made it may come after
-/// the first read, and takes it out again.
+/// the first read, and takes it out again. That may also happen after this has returned; where it
+/// matters, see [`has_heard`].
 pub(crate) async fn in_memory(cache: &Cache, region: &Region<Report>, id: u64) {
-    let series = format!(
-        "maestro_cache_requests_total{{region=\"{}\",level=\"local\",result=\"hit\"}}",
-        region.name()
-    );
     eventually("process memory serves the entry", || async {
-        let before = metric(cache, &series);
-        assert!(region.get(id).await.unwrap().is_some());
-        metric(cache, &series) > before
+        let before = reads_sent(cache);
+        let read = region.get(id).await;
+        read.is_ok_and(|found| found.is_some()) && reads_sent(cache) == before
+    })
+    .await;
+}
+
+/// Waits until a cache has heard of all that was written so far, by whomever: news comes in order, so it
+/// waits for that of one write more, by another cache.
+pub(crate) async fn has_heard(cache: &Cache, other: &Cache) {
+    let read: Region<Report> = cache.region("fence").build().unwrap();
+    let written: Region<Report> = other.region("fence").build().unwrap();
+    written.put(1_u64, report(1)).await.unwrap();
+    in_memory(cache, &read, 1).await;
+    written.put(1_u64, report(2)).await.unwrap();
+    // What is in memory stays there until some news of this entry comes.
+    eventually("the news of a write comes", || async {
+        read.get(1_u64).await.unwrap().as_deref() == Some(&report(2))
     })
     .await;
 }

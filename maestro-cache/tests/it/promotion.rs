@@ -12,7 +12,8 @@ use tokio::task::JoinSet;
 use url::Url;
 
 use crate::place::{
-    Report, admin_of, cache, config, eventually, healthy, in_memory, report, says, tell_of_user,
+    BOUND, HASTY, Report, admin_of, cache, config, eventually, hasty, healthy, in_memory, report,
+    says, tell_of_user,
 };
 
 /// Two servers of this machine, the second a replica of the first. The sandbox's link leads to the
@@ -164,10 +165,6 @@ async fn what_was_invalidated_stays_so_when_the_primary_is_lost_and_its_replica_
     assert!(theirs.get(5_u64).await.unwrap().is_some());
 }
 
-/// After an acknowledged invalidation another process may serve what it has for this long: a
-/// heartbeat and the deadline of one.
-const BOUND: Duration = Duration::from_millis(1_500);
-
 /// Processes that read a number which only grows, while one of them moves it on.
 struct Readers {
     stop: Arc<AtomicBool>,
@@ -249,7 +246,7 @@ fn numbers(cache: &Cache) -> Region<u64> {
 #[tokio::test(flavor = "multi_thread")]
 async fn readers_never_see_what_was_invalidated_while_the_primary_is_lost_under_load() {
     let pair = Pair::new().await;
-    let (a, b) = (cache(&pair.sandbox).await, cache(&pair.sandbox).await);
+    let (a, b) = (hasty(&pair.sandbox).await, hasty(&pair.sandbox).await);
     let (ours, theirs) = (numbers(&a), numbers(&b));
     let readers = Readers::start(&[ours.clone(), theirs.clone()]);
     readers.advance(&ours, 50).await;
@@ -270,7 +267,7 @@ async fn readers_never_see_what_was_invalidated_while_the_primary_is_lost_under_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_primary_that_becomes_a_replica_is_neither_written_nor_read_any_more() {
     let pair = Pair::new().await;
-    let (a, b) = (cache(&pair.sandbox).await, cache(&pair.sandbox).await);
+    let (a, b) = (hasty(&pair.sandbox).await, hasty(&pair.sandbox).await);
     let (ours, theirs) = (numbers(&a), numbers(&b));
     let readers = Readers::start(&[ours.clone(), theirs.clone()]);
     readers.advance(&ours, 50).await;
@@ -307,5 +304,7 @@ fn at(sandbox: &Sandbox, server: &Server) -> CacheConfig {
     let mut url: Url = url.unwrap().1.parse().unwrap();
     let authority: Url = server.admin_url().expose().parse().unwrap();
     url.set_port(authority.port()).unwrap();
-    config(sandbox, &[("MAESTRO_CACHE_URL", url.as_str())])
+    let mut changes = HASTY.to_vec();
+    changes.push(("MAESTRO_CACHE_URL", url.as_str()));
+    config(sandbox, &changes)
 }

@@ -8,22 +8,11 @@ use maestro_cache::{Cache, CacheConfig, Region};
 use maestro_config::Environment;
 use maestro_testkit::{Authority, Sandbox, Service, Stack};
 
-use crate::place::{Report, admin, config, eventually, healthy, report, sandbox};
+use crate::place::{PATIENT, Report, change_user, config, eventually, healthy, report, sandbox};
 
 /// Gives the service's user this password and hangs up on it.
 async fn rotate(sandbox: &Sandbox, password: &str) {
-    let mut admin = admin(sandbox).await;
-    let user = sandbox.resources().redis_user();
-    let () = redis::cmd("ACL")
-        .arg(&["SETUSER", user, "resetpass", &format!(">{password}")])
-        .query_async(&mut admin)
-        .await
-        .unwrap();
-    let () = redis::cmd("CLIENT")
-        .arg(&["KILL", "USER", user])
-        .query_async(&mut admin)
-        .await
-        .unwrap();
+    change_user(sandbox, &["resetpass", &format!(">{password}")]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -146,7 +135,8 @@ impl Encrypted {
             let variable = format!("MAESTRO_CACHE_TLS_{variable}");
             (variable, path.to_str().unwrap().to_owned())
         });
-        Environment::from_pairs(pairs.into_iter().chain(files))
+        let patient = PATIENT.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        Environment::from_pairs(pairs.into_iter().chain(files).chain(patient))
             .read()
             .unwrap()
     }
