@@ -64,7 +64,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Region<T> {
     {
         let ids: Vec<EntryId<'_>> = ids.into_iter().map(Into::into).collect();
         for id in &ids {
-            check(id.as_str(), &[])?;
+            check(id.as_bytes().len(), &[])?;
         }
         self.0.get_many(&ids).await
     }
@@ -87,7 +87,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Region<T> {
         let mut encoded = Vec::new();
         for (id, value) in values {
             let id = id.into();
-            check(id.as_str(), &[])?;
+            check(id.as_bytes().len(), &[])?;
             let value = codec::encode(self.name(), value.borrow(), &region.options)?;
             encoded.push((id, value));
         }
@@ -115,7 +115,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Region<T> {
     {
         let ids: Vec<EntryId<'_>> = ids.into_iter().map(Into::into).collect();
         for id in &ids {
-            check(id.as_str(), &[])?;
+            check(id.as_bytes().len(), &[])?;
         }
         let mut removals = Vec::new();
         for chunk in ids.chunks(REMOVALS_A_SCRIPT) {
@@ -133,7 +133,6 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
         let mut values = vec![None; ids.len()];
         let mut wanted = Vec::new();
         for (index, (id, slot)) in ids.iter().zip(&mut values).enumerate() {
-            let id = id.as_str();
             let suspect = match self.local(id, now) {
                 Local::Hit { value, .. } => {
                     *slot = value;
@@ -142,6 +141,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
                 Local::Suspect { entry, value } => Some((entry, value)),
                 Local::Miss => None,
             };
+            let id = id.as_str();
             let ticket = inner.coherence.ticket(&self.state, id, &[], now);
             wanted.push(Wanted {
                 index,

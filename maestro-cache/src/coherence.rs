@@ -12,7 +12,7 @@
 
 use std::any::Any;
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hash};
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -91,26 +91,45 @@ impl Ticket {
 
 /// What process memory holds for a key.
 pub(crate) enum Lookup {
-    /// Coherent and current.
-    Hit(LocalEntry),
+    /// Coherent and current. Of the entry only what a hit is asked for: it is moved about.
+    Hit {
+        value: Option<Arc<dyn Any + Send + Sync>>,
+        refresh_at: Nanos,
+    },
     /// Something, but not to be served without a look at Redis.
     Suspect(LocalEntry),
     Miss,
 }
 
-#[derive(PartialEq, Eq, Hash)]
+#[derive(PartialEq, Eq)]
 struct LocalKey {
     region: u32,
-    id: Box<str>,
+    id: Box<[u8]>,
 }
 
-#[derive(Hash)]
 struct LocalKeyRef<'a> {
     region: u32,
-    id: &'a str,
+    id: &'a [u8],
+}
+
+impl Hash for LocalKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let (region, id) = (self.region, &*self.id);
+        LocalKeyRef { region, id }.hash(state);
+    }
+}
+
+impl Hash for LocalKeyRef<'_> {
+    /// The number of the region last: where an id ends needs no mark then.
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write(self.id);
+        state.write_u32(self.region);
+    }
 }
 
 impl Equivalent<LocalKey> for LocalKeyRef<'_> {
+    #[inline]
     fn equivalent(&self, key: &LocalKey) -> bool {
         self.region == key.region && *self.id == *key.id
     }
@@ -255,7 +274,7 @@ impl Coherence {
     pub(crate) fn invalidate_entry(&self, region: &RegionState, id: &str) {
         let key = LocalKeyRef {
             region: region.id,
-            id,
+            id: id.as_bytes(),
         };
         let mut generation = self.stripe(self.stripe_of(&key)).lock();
         *generation += 1;
@@ -273,12 +292,13 @@ impl Coherence {
     // Reading.
 
     /// True while invalidations are known to arrive.
+    #[inline]
     pub(crate) fn is_live(&self, now: Nanos) -> bool {
         now < self.lease_until.load(Ordering::Acquire)
     }
 
     /// Looks a key up in process memory.
-    pub(crate) fn lookup(&self, region: &RegionState, id: &str, now: Nanos) -> Lookup {
+    pub(crate) fn lookup(&self, region: &RegionState, id: &[u8], now: Nanos) -> Lookup {
         let Some(entry) = self.store.as_ref().and_then(|store| {
             store.get(&LocalKeyRef {
                 region: region.id,
@@ -295,7 +315,10 @@ impl Coherence {
                 .as_ref()
                 .is_none_or(|tags| tags.iter().all(|tag| entry.created > tag.value()))
         {
-            return Lookup::Hit(entry);
+            return Lookup::Hit {
+                value: entry.value,
+                refresh_at: entry.refresh_at,
+            };
         }
         if now < entry.stale_until && self.not_invalidated(region, &entry) {
             return Lookup::Suspect(entry);
@@ -324,7 +347,7 @@ impl Coherence {
     ) -> Ticket {
         let stripe = self.stripe_of(&LocalKeyRef {
             region: region.id,
-            id,
+            id: id.as_bytes(),
         });
         Ticket {
             stripe,
@@ -378,7 +401,7 @@ impl Coherence {
         };
         let key = LocalKey {
             region: region.id,
-            id: id.into(),
+            id: id.as_bytes().into(),
         };
         // Inside the lock: an invalidation comes before the check above or finds the entry.
         store.insert(key, entry);

@@ -190,16 +190,24 @@ pub(crate) fn check_label(what: &str, name: &str) -> Result<(), Error> {
 
 /// Checks a name chosen by a caller.
 pub(crate) fn check_name(what: &str, name: &str) -> Result<(), Error> {
-    if name.len() <= MAX_NAME {
+    check_length(what, name.len())
+}
+
+/// Checks a name of so many bytes.
+#[inline]
+pub(crate) fn check_length(what: &str, length: usize) -> Result<(), Error> {
+    if length <= MAX_NAME {
         return Ok(());
     }
-    Err(Error::new(
+    Err(too_long(what, length))
+}
+
+#[cold]
+fn too_long(what: &str, length: usize) -> Error {
+    Error::new(
         ErrorKind::TooLarge,
-        format!(
-            "{what} of {} bytes was refused: at most {MAX_NAME}; hash what is longer",
-            name.len()
-        ),
-    ))
+        format!("{what} of {length} bytes was refused: at most {MAX_NAME}; hash what is longer"),
+    )
 }
 
 /// The id of an entry: text, a number or a UUID. Numbers and UUIDs are written on the stack, so
@@ -229,10 +237,16 @@ impl EntryId<'_> {
     pub fn as_str(&self) -> &str {
         match &self.0 {
             Repr::Text(text) => text,
-            Repr::Short { bytes, length } => bytes
-                .get(..usize::from(*length))
-                .and_then(|bytes| std::str::from_utf8(bytes).ok())
-                .unwrap_or_default(),
+            Repr::Short { .. } => std::str::from_utf8(self.as_bytes()).unwrap_or_default(),
+        }
+    }
+
+    /// The bytes of the text. Whoever only looks them up need not show that they are one.
+    #[inline]
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        match &self.0 {
+            Repr::Text(text) => text.as_bytes(),
+            Repr::Short { bytes, length } => bytes.get(..usize::from(*length)).unwrap_or_default(),
         }
     }
 }
@@ -275,6 +289,7 @@ impl From<uuid::Uuid> for EntryId<'_> {
 macro_rules! numbers {
     ($($number:ty),+) => {$(
         impl From<$number> for EntryId<'_> {
+            #[inline]
             fn from(number: $number) -> Self {
                 // Formatting by the standard library takes as long as the lookup that follows.
                 Self::short(itoa::Buffer::new().format(number).as_bytes())
@@ -286,6 +301,7 @@ numbers!(u16, u32, u64, u128, usize, i16, i32, i64, i128, isize);
 
 impl EntryId<'_> {
     /// At most 40 ASCII characters: the longest number has 39 digits and a sign.
+    #[inline]
     fn short(text: &[u8]) -> Self {
         let mut bytes = [0; 40];
         let length = text.len().min(bytes.len());

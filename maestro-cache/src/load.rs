@@ -38,10 +38,9 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Entry<'_, T> {
         Fut: Future<Output = Result<Option<T>, LoadError>> + Send + 'static,
     {
         let region = &self.region.0;
-        let id = self.id.as_str();
         let inner = region.inner();
         let now = inner.clock.glance();
-        let suspect = match region.local(id, now) {
+        let suspect = match region.local(&self.id, now) {
             Local::Hit { value, aging } if optional || value.is_some() => {
                 if aging {
                     self.refresh(optional, value.clone(), loader);
@@ -56,7 +55,24 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Entry<'_, T> {
             }
             _ => None,
         };
-        check(id, &self.tags)?;
+        // Boxed: whoever gets a hit would otherwise move the whole future of a load about.
+        Box::pin(self.fly(optional, suspect, loader)).await
+    }
+
+    /// Waits for a load: one under way, or one of its own.
+    async fn fly<F, Fut>(
+        &self,
+        optional: bool,
+        suspect: Option<(LocalEntry, Option<Arc<T>>)>,
+        loader: F,
+    ) -> Result<Option<Arc<T>>, Error>
+    where
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future<Output = Result<Option<T>, LoadError>> + Send + 'static,
+    {
+        let region = &self.region.0;
+        let inner = region.inner();
+        check(self.id.as_bytes().len(), &self.tags)?;
         let slots: Vec<_> = self
             .tags
             .iter()
@@ -133,7 +149,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Entry<'_, T> {
         let now = inner.clock.now();
         if !inner.server.link.is_up()
             || region.failures.is_pausing(id, now)
-            || check(id, &self.tags).is_err()
+            || check(id.len(), &self.tags).is_err()
         {
             return;
         }

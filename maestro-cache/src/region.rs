@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind};
 use crate::failures::Failures;
 use crate::flight::Flights;
 use crate::journal::Deferred;
-use crate::key::{EntryId, Key, MAX_TAGS, Marker, check_name};
+use crate::key::{EntryId, Key, MAX_TAGS, Marker, check_length, check_name};
 use crate::metrics::RegionMetrics;
 use crate::options::{Options, WhenDown};
 use crate::read::Found;
@@ -93,12 +93,13 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
     }
 
     /// `now` may be a glance at the clock.
-    pub(crate) fn local(&self, id: &str, now: Nanos) -> Local<T> {
-        match self.inner().coherence.lookup(&self.state, id, now) {
-            Lookup::Hit(entry) => {
+    pub(crate) fn local(&self, id: &EntryId<'_>, now: Nanos) -> Local<T> {
+        let coherence = &self.inner().coherence;
+        match coherence.lookup(&self.state, id.as_bytes(), now) {
+            Lookup::Hit { value, refresh_at } => {
                 self.metrics.local_hit.increment();
-                let aging = now >= entry.refresh_at;
-                match typed(entry.value) {
+                let aging = now >= refresh_at;
+                match typed(value) {
                     Ok(value) => Local::Hit { value, aging },
                     Err(()) => Local::Miss,
                 }
@@ -153,14 +154,15 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
         }
     }
 
-    async fn get(&self, id: &str, tags: &[String]) -> Result<Option<Arc<T>>, Error> {
+    async fn get(&self, id: &EntryId<'_>, tags: &[String]) -> Result<Option<Arc<T>>, Error> {
+        check(id.as_bytes().len(), tags)?;
         let now = self.inner().clock.glance();
         let suspect = match self.local(id, now) {
             Local::Hit { value, .. } => return Ok(value),
             Local::Suspect { entry, value } => Some((entry, value)),
             Local::Miss => None,
         };
-        match self.read(id, tags, suspect.as_ref()).await {
+        match self.read(id.as_str(), tags, suspect.as_ref()).await {
             Ok(Found::Current { value, .. }) => Ok(value),
             Ok(Found::Stale(_) | Found::Nothing | Found::Invalidated) => Ok(None),
             Err(error) if error.kind().is_outage() => match suspect {
@@ -175,7 +177,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
     where
         T: Serialize,
     {
-        check(id, tags)?;
+        check(id.len(), tags)?;
         let encoded = codec::encode(&self.state.name, value, &self.options)?;
         self.put_encoded(id, tags, &encoded).await
     }
@@ -222,7 +224,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
     }
 
     async fn remove(&self, id: &str) -> Result<Outcome, Error> {
-        check(id, &[])?;
+        check(id.len(), &[])?;
         let inner = self.inner();
         inner.coherence.invalidate_entry(&self.state, id);
         let lag = &inner.server.link.lag;
@@ -289,9 +291,17 @@ fn typed<T: Send + Sync + 'static>(
         .transpose()
 }
 
-/// Checks what a caller chose before it becomes a name on the server.
-pub(crate) fn check(id: &str, tags: &[String]) -> Result<(), Error> {
-    check_name("an id", id)?;
+/// Checks what a caller chose before it becomes a name on the server: an id of so many bytes, and tags.
+#[inline]
+pub(crate) fn check(id: usize, tags: &[String]) -> Result<(), Error> {
+    check_length("an id", id)?;
+    if tags.is_empty() {
+        return Ok(());
+    }
+    check_tags(tags)
+}
+
+fn check_tags(tags: &[String]) -> Result<(), Error> {
     for tag in tags {
         check_name("a tag", tag)?;
     }
@@ -329,9 +339,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Region<T> {
     /// [`ErrorKind::Unavailable`] or [`ErrorKind::Timeout`] when Redis is away and process memory
     /// holds nothing current: whether there is a value is not known then.
     pub async fn get<'a>(&self, id: impl Into<EntryId<'a>>) -> Result<Option<Arc<T>>, Error> {
-        let id = id.into();
-        check(id.as_str(), &[])?;
-        self.0.get(id.as_str(), &[]).await
+        self.0.get(&id.into(), &[]).await
     }
 
     /// Writes a value, over whatever is there; loads that are under way no longer count.
@@ -388,8 +396,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Entry<'_, T> {
 
     /// As [`Region::get`]. Tags named here are compared in the same round trip.
     pub async fn get(self) -> Result<Option<Arc<T>>, Error> {
-        check(self.id.as_str(), &self.tags)?;
-        self.region.0.get(self.id.as_str(), &self.tags).await
+        self.region.0.get(&self.id, &self.tags).await
     }
 
     /// As [`Region::put`], with the tags.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::Value;
+use redis::{Cmd, Value};
 
 use crate::clock::{micros, millis};
 use crate::connection::bytes;
@@ -118,11 +118,9 @@ impl Server {
     /// The stored bytes of one key. A key of another type is an error of kind
     /// [`ErrorKind::WrongType`].
     pub(crate) async fn get(&self, key: &Key) -> Result<Option<Vec<u8>>, Error> {
-        let mut command = redis::cmd("GET");
-        command.arg(key.as_bytes());
         let request = Request {
             operation: Operation::Get,
-            command,
+            command: command("GET", &[key.as_bytes()]),
             repeatable: true,
         };
         Ok(bytes(self.link.query(&request).await?))
@@ -133,13 +131,10 @@ impl Server {
         &self,
         keys: impl IntoIterator<Item = &'a Key>,
     ) -> Result<Vec<Option<Vec<u8>>>, Error> {
-        let mut command = redis::cmd("MGET");
-        for key in keys {
-            command.arg(key.as_bytes());
-        }
+        let keys: Vec<&[u8]> = keys.into_iter().map(Key::as_bytes).collect();
         let request = Request {
             operation: Operation::MultiGet,
-            command,
+            command: command("MGET", &keys),
             repeatable: true,
         };
         match self.link.query(&request).await? {
@@ -320,6 +315,20 @@ impl Server {
             ),
         )
     }
+}
+
+/// A command that is written without growing.
+fn command(name: &str, arguments: &[&[u8]]) -> Cmd {
+    let length = arguments
+        .iter()
+        .map(|argument| argument.len())
+        .sum::<usize>();
+    let mut command = Cmd::with_capacity(1 + arguments.len(), name.len() + length);
+    command.arg(name);
+    for argument in arguments {
+        command.arg(*argument);
+    }
+    command
 }
 
 fn is_unknown_script(error: &Error) -> bool {

@@ -109,16 +109,17 @@ impl World {
     /// A hit may be older than a finished write of another process by the lease, no more; older
     /// than our own not at all.
     fn check(&mut self) {
-        let Lookup::Hit(entry) = self.coherence.lookup(&self.region, ID, self.now) else {
+        let id = ID.as_bytes();
+        let Lookup::Hit { value, .. } = self.coherence.lookup(&self.region, id, self.now) else {
             return;
         };
+        let created = *value.unwrap().downcast::<u64>().unwrap();
         self.hits += 1;
         for write in &self.finished {
             let bound = if write.ours { 0 } else { LEASE };
             assert!(
-                entry.created.0 >= write.version || (!write.ours && self.now <= write.at + bound),
-                "a hit of version {} at {}, though version {} was finished at {}",
-                entry.created.0,
+                created >= write.version || (!write.ours && self.now <= write.at + bound),
+                "a hit of version {created} at {}, though version {} was finished at {}",
                 self.now,
                 write.version,
                 write.at
@@ -235,7 +236,7 @@ fn reader() -> Actor {
                 return;
             }
             let keep = Keep {
-                value: None,
+                value: Some(Arc::new(created.0)),
                 created,
                 fresh_until: FAR,
                 refresh_at: FAR,
