@@ -101,7 +101,14 @@ pub(crate) async fn admin(sandbox: &Sandbox) -> MultiplexedConnection {
 
 async fn connect(url: &str) -> MultiplexedConnection {
     let client = redis::Client::open(url).unwrap();
-    client.get_multiplexed_async_connection().await.unwrap()
+    // The driver's own are half a second and one.
+    let patient = redis::AsyncConnectionConfig::new()
+        .set_response_timeout(Some(PATIENCE))
+        .set_connection_timeout(Some(PATIENCE));
+    client
+        .get_multiplexed_async_connection_with_config(&patient)
+        .await
+        .unwrap()
 }
 
 /// Deadlines that a busy machine does not exceed: only where nothing answers on purpose is no answer an
