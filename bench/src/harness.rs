@@ -28,6 +28,8 @@ pub enum Unit {
     Nanoseconds,
     /// Operations in a second, higher is better.
     PerSecond,
+    /// Allocations of one, lower is better.
+    Allocations,
 }
 
 /// What ours is held to.
@@ -172,9 +174,11 @@ impl<'a> Contender<'a> {
 }
 
 impl Row {
-    /// Ours to the peer, higher is better.
+    /// Ours to the peer, higher is better; 1 when neither takes anything.
     pub fn ratio(&self) -> f64 {
-        if self.unit == Unit::PerSecond {
+        if self.ours == self.peer_value {
+            1.0
+        } else if self.unit == Unit::PerSecond {
             self.ours / self.peer_value
         } else {
             self.peer_value / self.ours
@@ -216,6 +220,7 @@ impl Unit {
             Self::Milliseconds => "ms",
             Self::Nanoseconds => "ns",
             Self::PerSecond => "1/s",
+            Self::Allocations => "allocations",
         }
     }
 }
@@ -335,9 +340,13 @@ fn median(values: &[f64]) -> f64 {
 
 /// From the lowest to the highest, as a part of the median.
 fn spread(values: &[f64]) -> f64 {
+    let median = median(values);
+    if median == 0.0 {
+        return 0.0;
+    }
     let lowest = values.iter().copied().fold(f64::INFINITY, f64::min);
     let highest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    (highest - lowest) / median(values)
+    (highest - lowest) / median
 }
 
 fn figure(value: f64) -> String {

@@ -1,7 +1,7 @@
 //! The servers the benches of clients run on.
 
 use maestro_config::Environment;
-use maestro_testkit::{Sandbox, Stack};
+use maestro_testkit::{Sandbox, Service, Stack};
 
 use crate::harness::Result;
 
@@ -10,7 +10,7 @@ use crate::harness::Result;
 pub struct Place {
     pairs: Vec<(String, String)>,
     _sandbox: Sandbox,
-    _stack: Stack,
+    stack: Stack,
 }
 
 impl Place {
@@ -21,7 +21,7 @@ impl Place {
         Ok(Self {
             pairs: sandbox.direct_environment(),
             _sandbox: sandbox,
-            _stack: stack,
+            stack,
         })
     }
 
@@ -31,6 +31,11 @@ impl Place {
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         Environment::from_pairs(self.pairs.iter().cloned().chain(more))
+    }
+
+    /// The administrator's URL of a server.
+    pub fn administrator(&self, service: Service) -> Result<String> {
+        Ok(self.stack.server(service)?.admin_url().expose().to_string())
     }
 
     /// One of its variables.

@@ -33,7 +33,7 @@ pub(crate) struct Options {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Bench {
-    /// Hits in memory and in Redis, beside redis-rs, `quick_cache` and moka
+    /// Hits in memory and in Redis, beside redis-rs, fred, rustis, amalgam-cache, `quick_cache` and moka
     Cache,
     /// Queries through the pool, beside sqlx's own, deadpool-postgres, bb8 and tokio-postgres
     Db,
