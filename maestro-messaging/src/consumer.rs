@@ -121,9 +121,12 @@ impl ConsumerTask {
                 Err(error) => {
                     let reason = format!("{error}: {}", chain(&error));
                     // Nothing mends these by itself within seconds.
-                    let slow = matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Denied);
-                    let pause = backoff.next();
-                    (reason, if slow { pause.max(SLOW_RETRY) } else { pause })
+                    let least = match error.kind() {
+                        ErrorKind::Conflict | ErrorKind::Denied => SLOW_RETRY,
+                        ErrorKind::Internal => HARMFUL_RETRY,
+                        _ => Duration::ZERO,
+                    };
+                    (reason, backoff.next().max(least))
                 }
             };
             tracing::warn!(
@@ -423,4 +426,6 @@ pub(crate) fn age(published_at: Option<SystemTime>) -> Option<Duration> {
 const SLOWED: &str = "what the handlers depend on is not there: probing with one message at a time";
 const STABLE: Duration = Duration::from_secs(10);
 const SLOW_RETRY: Duration = Duration::from_secs(15);
+/// Every try costs the other consumers their connection.
+const HARMFUL_RETRY: Duration = Duration::from_mins(1);
 const ALIVE_EVERY: Duration = Duration::from_secs(1);

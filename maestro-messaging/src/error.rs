@@ -35,6 +35,8 @@ pub enum ErrorKind {
     Closed,
     /// The database refused an outbox or inbox statement.
     Database,
+    /// The broker itself failed over the request; look at its log, and at the queue's state.
+    Internal,
 }
 
 impl ErrorKind {
@@ -53,6 +55,7 @@ impl ErrorKind {
             Self::Timeout => "timeout",
             Self::Closed => "closed",
             Self::Database => "database",
+            Self::Internal => "internal",
         }
     }
 }

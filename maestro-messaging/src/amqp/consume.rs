@@ -45,7 +45,11 @@ impl Consuming {
             BasicConsumeOptions::default(),
             FieldTable::default(),
         );
-        let consumer = answered(&live, consuming, || format!("consuming from `{queue}`")).await?;
+        let turn = live.turn().await;
+        let consumer = answered(&live, consuming, || format!("consuming from `{queue}`"))
+            .await
+            .map_err(|error| failure::of_opening(error, queue))?;
+        drop(turn);
         Ok(Self {
             on: Arc::new(OpenChannel { live, channel }),
             consumer,

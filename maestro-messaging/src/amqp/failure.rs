@@ -42,6 +42,31 @@ pub(crate) fn of(error: &lapin::Error, attempted: &str) -> Error {
     Error::new(kind, format!("{attempted}: {hint} ({text})")).with_source(error.clone())
 }
 
+/// Our error of a consumer that could not be opened. A quorum queue can be there without a process: one
+/// that was deleted while the broker was killed, for one. RabbitMQ fails over its consumer and closes
+/// the whole connection.
+pub(crate) fn of_opening(error: Error, queue: &str) -> Error {
+    let source = std::error::Error::source(&error).and_then(|source| source.downcast_ref());
+    let Some(lapin::ErrorKind::ProtocolError(amqp)) = source.map(lapin::Error::kind) else {
+        return error;
+    };
+    if !matches!(
+        amqp.kind(),
+        AMQPErrorKind::Hard(AMQPHardError::INTERNALERROR)
+    ) {
+        return error;
+    }
+    Error::new(
+        ErrorKind::Internal,
+        format!(
+            "consuming from `{queue}`: the broker failed over it and closed the connection; look at \
+             the state of this queue and at the broker's log. A queue that is down for good has to be \
+             deleted, and is then declared again"
+        ),
+    )
+    .with_source(error)
+}
+
 /// The causes of an error in one line.
 pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = String::new();

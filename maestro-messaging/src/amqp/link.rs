@@ -59,9 +59,17 @@ pub(crate) struct Live {
     /// Cancelled when the connection is gone.
     down: CancellationToken,
     blocked: watch::Sender<bool>,
+    /// Held while a consumer is opened.
+    opening: tokio::sync::Mutex<()>,
 }
 
 impl Live {
+    /// The turn to open a consumer. One at a time: a queue that the broker fails over takes the whole
+    /// connection with it, and it has to be known whose it was.
+    pub(crate) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.opening.lock().await
+    }
+
     /// Opens a channel, within [`CHANNEL_DEADLINE`].
     pub(crate) async fn channel(&self) -> Result<Channel, Error> {
         let opened = timeout(CHANNEL_DEADLINE, self.connection.create_channel()).await;
@@ -335,6 +343,7 @@ impl Supervisor {
             tap,
             down: CancellationToken::new(),
             blocked: watch::Sender::new(false),
+            opening: tokio::sync::Mutex::new(()),
         })
     }
 

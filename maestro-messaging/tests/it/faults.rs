@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::support::{
-    Placed, client, consuming, dedicated, eventually, placed, publish_for_sure, sandbox,
-    set_memory_limit, within,
+    Ignored, Placed, Raw, break_queue, client, consuming, dedicated, eventually, placed,
+    publish_for_sure, sandbox, set_memory_limit, within,
 };
 
 /// What a subscription has seen, by message identity: how often.
@@ -234,5 +234,51 @@ async fn a_network_that_breaks_again_and_again_loses_nothing() {
         retries.load(Ordering::Relaxed),
         ledger.0.lock().values().sum::<u32>()
     );
+    messaging.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_the_broker_fails_over_leaves_the_other_consumers_at_work() {
+    let (stack, sandbox) = dedicated().await;
+    let broker = stack.rabbitmq().unwrap();
+    let messaging = client(&sandbox, &[]).await;
+    let broken = || {
+        messaging
+            .subscription("broken")
+            .on("orders", |_: Ignored, _| async { Ok(()) })
+            .start()
+    };
+    let before = broken().await.unwrap();
+    before.ready().await;
+    before.drain().await;
+    let ledger = Ledger::default();
+    let fine = ledger.subscribe(&messaging, "fine").await;
+    fine.ready().await;
+    let vhost = Raw::vhost(&sandbox);
+    break_queue(&broker, &vhost, "orders.broken").await;
+
+    let consumer = broken().await.unwrap();
+    eventually("it tells what to look at", || async {
+        matches!(consumer.state(), ConsumerState::Interrupted(reason) if reason.contains("orders.broken"))
+    })
+    .await;
+    consuming(&fine).await;
+    // Had the one tried on as fast as others do, the connection would be lost every few seconds.
+    let mut interrupted = 0;
+    let mut last = fine.state();
+    let until = Instant::now() + Duration::from_secs(15);
+    while Instant::now() < until {
+        let now = fine.state();
+        let was_fine = last == ConsumerState::Consuming;
+        interrupted += u32::from(was_fine && now != ConsumerState::Consuming);
+        last = now;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    println!("interrupted {interrupted} times in 15 s");
+    assert!(interrupted <= 2, "interrupted {interrupted} times");
+    consuming(&fine).await;
+    let handled = ledger.len();
+    messaging.publish(&placed(1)).require_route().await.unwrap();
+    eventually("it is handled", || async { ledger.len() > handled }).await;
     messaging.close().await;
 }

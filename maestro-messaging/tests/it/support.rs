@@ -119,13 +119,20 @@ pub struct Raw {
 }
 
 impl Raw {
+    fn url(sandbox: &Sandbox) -> String {
+        let mut pairs = sandbox.direct_environment().into_iter();
+        let found = pairs.find(|(name, _)| name == "MAESTRO_MESSAGING_URL");
+        found.unwrap().1
+    }
+
+    /// The sandbox's own.
+    pub fn vhost(sandbox: &Sandbox) -> String {
+        let url: url::Url = Self::url(sandbox).parse().unwrap();
+        url.path().trim_start_matches('/').to_owned()
+    }
+
     pub async fn connect(sandbox: &Sandbox) -> Self {
-        let url = sandbox
-            .direct_environment()
-            .into_iter()
-            .find(|(name, _)| name == "MAESTRO_MESSAGING_URL")
-            .unwrap()
-            .1;
+        let url = Self::url(sandbox);
         let connection = lapin::Connection::connect(&url, lapin::ConnectionProperties::default())
             .await
             .unwrap();
@@ -215,12 +222,24 @@ pub async fn consuming(consumer: &Consumer) {
 
 /// Sets the memory limit of a dedicated broker, as an operator would.
 pub async fn set_memory_limit(broker: &Server, relative: &str) {
+    control(broker, &["set_vm_memory_high_watermark", relative]).await;
+}
+
+/// Takes the process of a quorum queue away for good, and leaves the queue: what a broker has that was
+/// killed while the queue was deleted.
+pub async fn break_queue(broker: &Server, vhost: &str, queue: &str) {
+    let process = format!("{{'{vhost}_{queue}', node()}}");
+    let delete = format!("ra:force_delete_server(quorum_queues, {process}).");
+    control(broker, &["eval", &delete]).await;
+}
+
+async fn control(broker: &Server, arguments: &[&str]) {
     let port = broker.authority().rsplit(':').next().unwrap().to_owned();
     let mut command = match broker.origin() {
         Origin::Local => rabbitmqctl(&port),
         _ => in_container(&port).await,
     };
-    command.args(["set_vm_memory_high_watermark", relative]);
+    command.args(arguments);
     let output = command.output().await.unwrap();
     assert!(output.status.success(), "{output:?}");
 }
