@@ -50,6 +50,7 @@ pub(super) async fn cause(
                 broker.kill().await?;
                 sleep(long / 4).await;
                 broker.start().await?;
+                put_right(world, &broker).await?;
             }
             "paused" => {
                 broker.pause().await?;
@@ -107,34 +108,42 @@ pub(super) async fn cause(
     Ok(caused)
 }
 
-/// A broker writes what exists with a delay: killed within it, it has a queue again that was deleted
-/// before. With other arguments its consumer says so, and waits for an operator.
+/// What an operator looks after when a broker was killed while he deleted a queue. The queue can be there
+/// again, as it was deleted, because a broker writes with a delay what exists; its consumer says that it
+/// has other arguments. Or it is there without a process: then no event that goes to it is ever
+/// confirmed, and its consumer says that the broker fails over it.
 async fn put_right(world: &World, broker: &Server) -> Result<()> {
-    let request = request(world, broker, Method::GET, CONFLICTED)?;
-    let found = crate::until(
-        Duration::from_mins(1),
-        "the management API's answer",
-        async || {
-            let again = request.try_clone().context("a request without a body")?;
-            let answer = again.send().await?;
-            match answer.status().as_u16() {
-                404 => Ok(Some(json!({}))),
-                200 => Ok(Some(answer.json::<serde_json::Value>().await?)),
-                _ => {
-                    sleep(Duration::from_millis(500)).await;
-                    Ok(None)
-                }
-            }
-        },
-    )
-    .await?;
-    if found.pointer("/arguments/x-max-length").is_some() {
-        world
-            .plan
-            .step(format!("{CONFLICTED} with other arguments is back"));
-        queue(world, broker, Method::DELETE, CONFLICTED, None).await?;
+    for name in [DELETED, CONFLICTED] {
+        let found = look(world, broker, name).await?;
+        let state = found.pointer("/state").and_then(|state| state.as_str());
+        if found.pointer("/arguments/x-max-length").is_some() || state == Some("down") {
+            world
+                .plan
+                .step(format!("{name} is back, {}", state.unwrap_or("?")));
+            queue(world, broker, Method::DELETE, name, None).await?;
+        }
     }
     Ok(())
+}
+
+/// What the management API tells of a queue; nothing if there is none.
+async fn look(world: &World, broker: &Server, name: &str) -> Result<serde_json::Value> {
+    let request = request(world, broker, Method::GET, name)?;
+    let minute = Duration::from_mins(1);
+    crate::until(minute, "the management API's answer", async || {
+        let again = request.try_clone().context("a request without a body")?;
+        // A broker that has just come up does not answer at once.
+        if let Ok(answer) = again.send().await {
+            match answer.status().as_u16() {
+                404 => return Ok(Some(json!({}))),
+                200 => return Ok(Some(answer.json().await?)),
+                _ => {}
+            }
+        }
+        sleep(Duration::from_millis(500)).await;
+        Ok(None)
+    })
+    .await
 }
 
 fn request(
