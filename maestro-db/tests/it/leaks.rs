@@ -27,6 +27,7 @@ fn asked(value: Option<&str>, share: u64) -> u64 {
 }
 
 /// Two tenants and callers without one, all at once, for so many transactions of the tenants.
+#[expect(clippy::print_stdout, reason = "a campaign tells what it looked at")]
 pub(crate) async fn campaign(db: &Db, table: &'static str) {
     let transactions = asked(option_env!("SOAK_TRANSACTIONS"), 1_600);
     let seed = asked(option_env!("SOAK_SEED"), 1);
