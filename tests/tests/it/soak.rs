@@ -28,7 +28,7 @@ async fn a_backlog_of_the_outbox_drains_in_order_and_its_table_does_not_grow() -
 /// Stops each service, and both.
 const DRAIN: u64 = 7;
 /// Kills a replica and the broker within its first seconds.
-const MESSAGING: u64 = 1;
+const MESSAGING: u64 = 1242;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn futures_of_the_database_dropped_anywhere_leave_nothing_behind() -> Result<()> {
