@@ -315,7 +315,7 @@ async fn accept(door: &Door) -> io::Result<TcpStream> {
 fn open_door() -> io::Result<(Option<Port>, TcpListener)> {
     // Somebody who does not reserve may take a port between looking and listening.
     for _ in 0..10 {
-        let port = Port::reserve().map_err(io::Error::other)?;
+        let port = Port::for_link().map_err(io::Error::other)?;
         let address = SocketAddr::from(([127, 0, 0, 1], port.number()));
         if let Ok(listener) = bind(address).and_then(|socket| socket.listen(1024)) {
             return Ok((Some(port), listener));

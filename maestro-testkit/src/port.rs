@@ -1,13 +1,17 @@
 //! Ports for servers that are started, stopped and started again.
 
 use std::net::TcpListener;
+use std::ops::Range;
 
 use crate::error::{Error, ErrorKind};
 
 /// Ports are taken from below every system's range for outgoing connections: a server that was
 /// stopped to be started again would else find its port taken by somebody's client. The platform's
 /// own host ports (25432, 27379, …) lie above.
-const RANGE: std::ops::Range<u16> = 20_000..25_000;
+const SERVERS: Range<u16> = 20_000..25_000;
+
+/// Links are many and short-lived: apart from the servers, whose range others draw from as well.
+const LINKS: Range<u16> = 10_500..15_500;
 
 /// A port of the loopback interface, for a server that a test starts itself.
 ///
@@ -24,8 +28,17 @@ pub struct Port {
 impl Port {
     /// A port that nobody listens on and nobody has reserved.
     pub fn reserve() -> Result<Self, Error> {
+        Self::among(&SERVERS)
+    }
+
+    /// A port for the proxy of a link.
+    pub(crate) fn for_link() -> Result<Self, Error> {
+        Self::among(&LINKS)
+    }
+
+    fn among(range: &Range<u16>) -> Result<Self, Error> {
         let free = (0..1000).find_map(|_| {
-            let number = fastrand::u16(RANGE);
+            let number = fastrand::u16(range.clone());
             let claim = Claim::on(number)?;
             // The claim says nothing of those who do not reserve.
             let probe = TcpListener::bind(("127.0.0.1", number)).ok()?;
@@ -36,7 +49,7 @@ impl Port {
             })
         });
         free.ok_or_else(|| {
-            let what = format!("found no free port on 127.0.0.1 in {RANGE:?}");
+            let what = format!("found no free port on 127.0.0.1 in {range:?}");
             Error::new(ErrorKind::Io, what)
         })
     }
@@ -127,6 +140,6 @@ mod tests {
         let ports = Port::several::<50>().unwrap();
         let numbers: std::collections::BTreeSet<_> = ports.iter().map(Port::number).collect();
         assert_eq!(numbers.len(), 50);
-        assert!(numbers.iter().all(|number| RANGE.contains(number)));
+        assert!(numbers.iter().all(|number| SERVERS.contains(number)));
     }
 }
