@@ -50,7 +50,7 @@ async fn a_broker_that_comes_up_last_finds_the_service_waiting() {
     let ledger = Ledger::default();
     // There is no broker yet: a start that waited for one would not come to an end.
     let starting = ledger.subscribe(&messaging, "early");
-    let consumer = tokio::time::timeout(Duration::from_secs(60), starting)
+    let consumer = tokio::time::timeout(Duration::from_mins(1), starting)
         .await
         .unwrap();
     let health = messaging.health_check().run().await;

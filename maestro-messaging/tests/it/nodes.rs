@@ -48,7 +48,7 @@ impl Nodes {
             .spawn()
             .unwrap();
         within(
-            Duration::from_secs(60),
+            Duration::from_mins(1),
             "the port mapper answers",
             || async { TcpStream::connect(("127.0.0.1", mapper)).await.is_ok() },
         )

@@ -68,7 +68,7 @@ async fn change_password(broker: &maestro_testkit::Server, user: &str, password:
         .put(format!("{base}/api/users/{user}"))
         .basic_auth(admin.username(), admin.password())
         .json(&json!({"password": password, "tags": ""}))
-        .timeout(Duration::from_secs(60))
+        .timeout(Duration::from_mins(1))
         .send()
         .await
         .unwrap();
