@@ -95,7 +95,10 @@ impl Exporter {
         let limit = deadline + Duration::from_millis(250);
         match tokio::time::timeout_at(limit.into(), self.ended).await {
             Ok(Ok(failure)) => failure,
-            Ok(Err(_)) => Some("the export thread ended early".to_owned()),
+            Ok(Err(_)) => {
+                self.queue.abandon();
+                Some("the export thread ended early".to_owned())
+            }
             Err(_) => {
                 self.queue.abandon();
                 Some("the export thread did not end by the deadline".to_owned())
