@@ -23,6 +23,7 @@ use crate::options::WhenDown;
 use crate::read::Found;
 use crate::region::{Entry, Local, RegionInner, check};
 use crate::server::{Stored, Write};
+use crate::tracking;
 use crate::turn::Turn;
 
 type LoadError = Box<dyn StdError + Send + Sync>;
@@ -169,13 +170,16 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Entry<'_, T> {
         let region = &self.region.0;
         let inner = region.inner();
         let arrived = inner.clock.now();
+        let bound = nanos(tracking::bound(&inner.server.link.config));
         let is_current = || {
             let ticket = flight.ticket();
             // That nothing was heard means something only while news arrives; or when the flight was
-            // found to be current after this caller came; or when nobody can be asked.
+            // found to be current after this caller came. When nobody can be asked, a flight is joined
+            // as long as a value of its age would be served from memory.
+            let link = &inner.server.link;
             let told = inner.coherence.is_live(inner.clock.now())
-                || ticket.taken() >= arrived
-                || !inner.server.link.is_up();
+                || ticket.taken().saturating_add(bound) >= arrived && !link.is_up()
+                || ticket.taken() >= arrived;
             told && inner.coherence.is_current(&ticket, &region.state)
         };
         if is_current() {

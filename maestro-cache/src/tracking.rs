@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff;
 use crate::clock::{GLANCE, nanos};
 use crate::coherence::Coherence;
+use crate::config::CacheConfig;
 use crate::connection::{Connection, Event};
 use crate::key::{Invalidated, Keyspace};
 use crate::link::Link;
@@ -21,6 +22,12 @@ use crate::server::parse_time;
 const BOUND: Duration = Duration::from_secs(1);
 /// Between two heartbeats: a hit's clock may be behind by the rest.
 const HEARTBEAT: Duration = BOUND.saturating_sub(GLANCE);
+
+/// How old a value can be, after its invalidation has finished elsewhere, for somebody who is not told of
+/// invalidations at once.
+pub(crate) fn bound(config: &CacheConfig) -> Duration {
+    BOUND + config.command_timeout
+}
 
 /// Keeps the connection alive and the coherence state informed until `stop`; `settled` turns true
 /// with the outcome of the first attempt: the first heartbeat was answered, or something failed.

@@ -131,7 +131,7 @@ EOF
 exec 9<"$directory/lock" || exit 1
 if ! command -v flock >/dev/null 2>&1 && ! command -v lockf >/dev/null 2>&1; then
     echo "neither flock (util-linux) nor lockf is on this machine: nobody would stop the server" >>log
-    echo 127 >exited
+    echo 127 >exited.new && mv exited.new exited
     exit 1
 fi
 printf '%s %s\n' $$ "$(started $$)" >guard
@@ -165,5 +165,5 @@ done
 
 # The server ended by itself, or somebody killed it. Its files stay, for its log and for a restart.
 wait "$server"
-echo $? >exited
+echo $? >exited.new && mv exited.new exited
 if alive "$companion" "$companion_since"; then kill -KILL "$companion" 2>/dev/null; fi

@@ -1,15 +1,15 @@
 //! How old something may be that is served without asking Redis.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use maestro_cache::{Cache, Outcome, Region};
 use maestro_metrics::HealthState;
 use tokio::sync::Notify;
 
 use crate::place::{
-    PATIENCE, Report, cache, change_user, config, eventually, healthy, metric, reads_sent, report,
-    sandbox,
+    BOUND, PATIENCE, Report, cache, change_user, config, eventually, hasty, healthy, metric,
+    reads_sent, report, sandbox,
 };
 
 const LOCAL_HITS: &str =
@@ -107,6 +107,44 @@ async fn without_news_a_later_caller_does_not_join_a_load_that_is_older_than_a_r
     go_on.notify_one();
     assert_eq!(*first.await.unwrap().unwrap(), report(1));
     sharing.await.unwrap().unwrap();
+}
+
+/// Nobody can say then whether a load that is under way is older than a change elsewhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_redis_is_away_a_load_is_joined_no_longer_than_memory_serves_without_news() {
+    let sandbox = sandbox().await;
+    let cache = hasty(&sandbox).await;
+    let reports = region(&cache);
+    sandbox.cache_link().cut().await.unwrap();
+    eventually("Redis is known to be away", || async {
+        let error = reports.get(2_u64).await.err().map(|e| e.to_string());
+        error.is_some_and(|error| error.contains("no connection") || error.contains("breaker"))
+    })
+    .await;
+    let since = Instant::now();
+    let (began, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (told, waits) = (Arc::clone(&began), Arc::clone(&go_on));
+    let first = reports.clone();
+    let first = tokio::spawn(async move {
+        let load = move || async move {
+            told.notify_one();
+            waits.notified().await;
+            Ok::<_, std::io::Error>(report(1))
+        };
+        first.entry(1_u64).get_or_load(load).await
+    });
+    began.notified().await;
+    let later = reports.clone();
+    eventually("a later caller loads for itself", || async {
+        let load = || async { Ok::<_, std::io::Error>(report(2)) };
+        let asked = later.entry(1_u64).get_or_load(load);
+        let got = tokio::time::timeout(Duration::from_millis(100), asked).await;
+        got.is_ok_and(|got| *got.unwrap() == report(2))
+    })
+    .await;
+    assert!(since.elapsed() >= BOUND, "nobody shares a load");
+    go_on.notify_one();
+    assert_eq!(*first.await.unwrap().unwrap(), report(1));
 }
 
 /// Takes the right to be told of changes from the service's user, and its connections.
