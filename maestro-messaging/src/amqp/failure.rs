@@ -46,14 +46,7 @@ pub(crate) fn of(error: &lapin::Error, attempted: &str) -> Error {
 /// that was deleted while the broker was killed, for one. RabbitMQ fails over its consumer and closes
 /// the whole connection.
 pub(crate) fn of_opening(error: Error, queue: &str) -> Error {
-    let source = std::error::Error::source(&error).and_then(|source| source.downcast_ref());
-    let Some(lapin::ErrorKind::ProtocolError(amqp)) = source.map(lapin::Error::kind) else {
-        return error;
-    };
-    if !matches!(
-        amqp.kind(),
-        AMQPErrorKind::Hard(AMQPHardError::INTERNALERROR)
-    ) {
+    if !is_internal(&error) {
         return error;
     }
     Error::new(
@@ -65,6 +58,23 @@ pub(crate) fn of_opening(error: Error, queue: &str) -> Error {
         ),
     )
     .with_source(error)
+}
+
+/// Whether the broker closed the connection because it failed itself.
+fn is_internal(error: &Error) -> bool {
+    let Some(source) = std::error::Error::source(error) else {
+        return false;
+    };
+    let Some(driver) = source.downcast_ref::<lapin::Error>() else {
+        return false;
+    };
+    let lapin::ErrorKind::ProtocolError(amqp) = driver.kind() else {
+        return false;
+    };
+    matches!(
+        amqp.kind(),
+        AMQPErrorKind::Hard(AMQPHardError::INTERNALERROR)
+    )
 }
 
 /// The causes of an error in one line.

@@ -117,7 +117,7 @@ pub(super) async fn cause(
 async fn put_right(world: &World, broker: &Server) -> Result<()> {
     for name in [DELETED, CONFLICTED] {
         let found = look(world, broker, name).await?;
-        let state = found.pointer("/state").and_then(|state| state.as_str());
+        let state = found.pointer("/state").and_then(serde_json::Value::as_str);
         if found.pointer("/arguments/x-max-length").is_some() || state == Some("down") {
             world
                 .plan
