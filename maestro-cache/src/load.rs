@@ -74,11 +74,8 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Entry<'_, T> {
         let region = &self.region.0;
         let inner = region.inner();
         check(self.id.as_bytes().len(), &self.tags)?;
-        let slots: Vec<_> = self
-            .tags
-            .iter()
-            .map(|tag| inner.coherence.tags.slot(tag))
-            .collect();
+        let tags = self.tags.iter();
+        let slots: Vec<_> = tags.map(|tag| inner.coherence.tags.slot(tag)).collect();
         let flight = self.board(optional, &slots, suspect, loader).await;
         match flight.landing(region.options.soft_timeout).await {
             Landing::Result(result) => result,
@@ -170,16 +167,15 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Entry<'_, T> {
         let region = &self.region.0;
         let inner = region.inner();
         let arrived = inner.clock.now();
-        let bound = nanos(tracking::bound(&inner.server.link.config));
+        // When nobody can be asked, a flight is joined while a value of its age would serve from memory.
+        let oldest = arrived.saturating_sub(nanos(tracking::bound(&inner.server.link.config)));
         let is_current = || {
             let ticket = flight.ticket();
             // That nothing was heard means something only while news arrives; or when the flight was
-            // found to be current after this caller came. When nobody can be asked, a flight is joined
-            // as long as a value of its age would be served from memory.
-            let link = &inner.server.link;
+            // found to be current after this caller came.
             let told = inner.coherence.is_live(inner.clock.now())
-                || ticket.taken().saturating_add(bound) >= arrived && !link.is_up()
-                || ticket.taken() >= arrived;
+                || ticket.taken() >= arrived
+                || !inner.server.link.is_up() && ticket.taken() >= oldest;
             told && inner.coherence.is_current(&ticket, &region.state)
         };
         if is_current() {
