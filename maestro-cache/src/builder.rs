@@ -41,6 +41,25 @@ impl CacheBuilder {
     }
 
     /// Uses a Redis in memory in place of the server; the URL of the settings is not used.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use maestro_cache::{Cache, CacheConfig, MemoryRedis};
+    /// use maestro_config::Environment;
+    ///
+    /// let config = Environment::from_pairs([
+    ///     ("MAESTRO_SERVICE_NAME", "orders"),
+    ///     ("MAESTRO_CACHE_URL", "redis://memory/0"),
+    ///     ("MAESTRO_CACHE_LOCAL_CAPACITY", "0"), // every read reaches the server
+    /// ])
+    /// .read::<CacheConfig>()?;
+    /// let cache = Cache::builder(config).in_memory(&MemoryRedis::new()).connect().await?;
+    /// let downloads = cache.counter("downloads", std::time::Duration::from_hours(24))?;
+    /// assert_eq!(downloads.add("report-7", 1).await?, 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "memory")]
     pub fn in_memory(mut self, redis: &crate::memory::MemoryRedis) -> Self {
         self.config.double = Some(std::sync::Arc::new(redis.clone()));

@@ -30,6 +30,15 @@ use crate::server::Server;
 use maestro_metrics::Registry;
 
 /// How far a change has come.
+///
+/// ```no_run
+/// # async fn example(names: &maestro_cache::Region<String>) -> Result<(), maestro_cache::Error> {
+/// if !names.remove(7_u64).await?.is_acknowledged() {
+///     tracing::warn!("Redis is away: other replicas learn of it when it is back");
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Redis has acknowledged it: it holds for every process.
@@ -51,6 +60,22 @@ impl Outcome {
 ///
 /// Its connections close when the last clone, and the last region made from it, are dropped; or
 /// with [`Cache::close`].
+///
+/// ```no_run
+/// # async fn example(config: maestro_cache::CacheConfig) -> Result<(), maestro_cache::Error> {
+/// use std::time::Duration;
+/// use maestro_cache::Cache;
+///
+/// let cache = Cache::connect(config).await?;
+/// let names = cache.region::<String>("name").build()?;
+/// println!("`{}` under {} at {}", names.name(), cache.config().prefix(), cache.config().server());
+///
+/// names.put(7_u64, "Ada".to_owned()).await?;
+/// cache.clear().await?; // the service's own entries, in every process
+/// cache.close(Duration::from_secs(5)).await;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Cache(Arc<Inner>);
 

@@ -13,6 +13,7 @@ use crate::connection::Double;
 /// Where the service's Redis is, and how to speak to it.
 ///
 /// ```
+/// use std::time::Duration;
 /// use maestro_cache::CacheConfig;
 /// use maestro_config::Environment;
 ///
@@ -22,6 +23,9 @@ use crate::connection::Double;
 /// ]);
 /// let config = environment.read::<CacheConfig>()?;
 /// assert_eq!(config.prefix(), "quality-fabric:");
+/// assert_eq!(config.server(), "maestro-redis:6379/0");
+/// assert_eq!(config.default_ttl(), Duration::from_mins(5));
+/// assert_eq!(config.command_timeout(), Duration::from_millis(500));
 /// # Ok::<(), maestro_config::ConfigError>(())
 /// ```
 #[derive(Clone, Debug)]

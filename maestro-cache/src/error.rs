@@ -76,6 +76,19 @@ impl ErrorKind {
 /// An operation of the cache failed.
 ///
 /// Cheap to clone: callers that waited for the same load get the same error.
+///
+/// ```
+/// use maestro_cache::{Error, ErrorKind};
+///
+/// fn status(error: &Error) -> u16 {
+///     match error.kind() {
+///         ErrorKind::Conflict => 409, // somebody else holds the lock
+///         _ if error.is_transient() => 503,
+///         _ => 500,
+///     }
+/// }
+/// # let _ = status;
+/// ```
 #[derive(Clone)]
 pub struct Error(Arc<Inner>);
 

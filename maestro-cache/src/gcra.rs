@@ -18,7 +18,9 @@ use crate::error::{Error, ErrorKind};
 ///
 /// let hourly = Quota::per_hour(1_000);
 /// let smooth = Quota::new(100, Duration::from_secs(60)).burst(10);
-/// # let _ = (hourly, smooth);
+/// let spiky = Quota::per_second(5).burst(50); // fifty at once, then five a second
+/// assert_eq!((hourly.count(), hourly.period()), (1_000, Duration::from_hours(1)));
+/// # let _ = (smooth, spiky);
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {

@@ -38,6 +38,18 @@ impl Cache {
     }
 
     /// What to do at shutdown: loads in progress finish, then the connections close.
+    ///
+    /// ```no_run
+    /// # async fn example(cache: &maestro_cache::Cache) {
+    /// use std::time::{Duration, Instant};
+    ///
+    /// // Who has no `maestro::Service` to do it:
+    /// let ended = cache.drain_step().run(Instant::now() + Duration::from_secs(10)).await;
+    /// if !ended.left.is_none() {
+    ///     eprintln!("{} was left with {}", ended.name, ended.left);
+    /// }
+    /// # }
+    /// ```
     pub fn drain_step(&self) -> DrainStep {
         let cache = self.clone();
         DrainStep::new("redis", DrainPhase::Pools, move |deadline| async move {

@@ -86,6 +86,17 @@ const MAX_LIFE: Duration = Duration::from_hours(366 * 24);
 
 /// The last so many elements of something: messages of a channel, events of an order. Made by
 /// [`Cache::recent_list`]; cheap to clone.
+///
+/// ```no_run
+/// # use maestro_cache::{Error, RecentList};
+/// # async fn example(messages: &RecentList<String>) -> Result<(), Error> {
+/// for message in messages.recent("room-7", 10).await? {
+///     println!("{message}");
+/// }
+/// messages.remove("room-7").await?; // the room was closed
+/// # Ok(())
+/// # }
+/// ```
 pub struct RecentList<T> {
     place: Place,
     capacity: u32,
@@ -94,6 +105,20 @@ pub struct RecentList<T> {
 }
 
 /// Numbers that all processes count together; made by [`Cache::counter`]. Cheap to clone.
+///
+/// ```no_run
+/// # async fn wrong_password(user: &str) -> bool { true }
+/// # async fn login(failures: &maestro_cache::Counter, user: &str) -> Result<(), maestro_cache::Error> {
+/// if failures.get(user).await? >= 10 {
+///     println!("closed until the counter is gone");
+/// } else if wrong_password(user).await {
+///     failures.add(user, 1).await?;
+/// } else {
+///     failures.remove(user).await?;
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Counter {
     place: Place,
@@ -101,6 +126,21 @@ pub struct Counter {
 }
 
 /// Sessions that end when nobody uses them; made by [`Cache::sessions`]. Cheap to clone.
+///
+/// ```no_run
+/// # use maestro_cache::{Error, Sessions};
+/// # #[derive(serde::Serialize, serde::Deserialize)] struct Session { basket: Vec<u64> }
+/// # async fn example(sessions: &Sessions<Session>, id: &str) -> Result<(), Error> {
+/// let Some(mut session) = sessions.get(id).await? else {
+///     return Ok(()); // to the login
+/// };
+/// session.basket.push(7);
+/// if !sessions.update(id, &session).await? {
+///     println!("logged out meanwhile"); // and not brought back by this
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub struct Sessions<T> {
     place: Place,
     idle: Duration,

@@ -28,6 +28,24 @@ pub enum LimitWhenDown {
 }
 
 /// Limits how often callers may do something; made by [`Cache::limiter`]. Cheap to clone.
+///
+/// ```no_run
+/// # async fn example(cache: &maestro_cache::Cache, user: &str) -> Result<(), maestro_cache::Error> {
+/// use maestro_cache::{LimitWhenDown, Quota};
+///
+/// // Sending costs money: better none than too much of it.
+/// let mails = cache.limiter("mails", Quota::per_hour(100).burst(20)).when_down(LimitWhenDown::Deny);
+///
+/// let left = mails.peek(user).await?.remaining; // counts nothing
+/// println!("{left} of {} at `{}`", mails.quota().count(), mails.name());
+///
+/// let verdict = mails.check_cost(user, 5).await?; // five, or none
+/// if !verdict.allowed {
+///     println!("come back in {:?}", verdict.retry_after);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 #[must_use]
 pub struct Limiter(Arc<Inner>);

@@ -21,6 +21,27 @@ use crate::lease::Term;
 use crate::scripts;
 
 /// A lock that is not taken yet; made by [`Cache::lock`].
+///
+/// ```no_run
+/// # async fn example(cache: &maestro_cache::Cache) -> Result<(), maestro_cache::Error> {
+/// use std::time::Duration;
+/// use maestro_cache::ErrorKind;
+///
+/// // One replica is enough:
+/// if let Some(lease) = cache.lock("nightly").try_acquire().await? {
+///     // … the work …
+///     lease.release().await?;
+/// }
+///
+/// // Each must, one after the other:
+/// match cache.lock("ledger").wait(Duration::from_secs(2)).acquire().await {
+///     Ok(lease) => println!("ours, with token {}", lease.fencing_token()),
+///     Err(error) if error.kind() == ErrorKind::Conflict => println!("still taken after two seconds"),
+///     Err(error) => return Err(error),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 #[must_use = "nothing is locked until `acquire` is called"]
 pub struct Lock {
@@ -37,6 +58,24 @@ pub struct Lock {
 /// safe: [`Lease::guard`] (or [`Lease::lost`]) tells the holder before the lease can have run out on
 /// the server, and the resource refuses a [fencing token](Lease::fencing_token) older than the newest
 /// it has seen.
+///
+/// ```no_run
+/// # async fn rebuild(part: u64, fence: u64) -> Result<(), maestro_cache::Error> { Ok(()) }
+/// # async fn example(lease: maestro_cache::Lease) -> Result<(), maestro_cache::Error> {
+/// for part in 0..100 {
+///     if lease.is_lost() {
+///         break; // the parts that are left are the next holder's
+///     }
+///     tokio::select! {
+///         biased;
+///         () = lease.lost() => break,
+///         done = rebuild(part, lease.fencing_token()) => done?,
+///     }
+/// }
+/// lease.release().await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[must_use = "the lock is released when this is dropped"]
 pub struct Lease {

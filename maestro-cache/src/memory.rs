@@ -138,6 +138,21 @@ impl MemoryRedis {
     }
 
     /// Forgets everything, as a neighbour's `FLUSHALL` would.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), maestro_cache::Error> {
+    /// use maestro_cache::MemoryRedis;
+    ///
+    /// let redis = MemoryRedis::new();
+    /// let cache = redis.connect("orders").await?;
+    /// let downloads = cache.counter("downloads", std::time::Duration::from_hours(24))?;
+    /// downloads.add("report-7", 1).await?;
+    /// redis.flush();
+    /// assert_eq!(downloads.get("report-7").await?, 0);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn flush(&self) {
         *self.0.keys.lock() = Keys::default();
         for client in self.0.clients.lock().iter() {

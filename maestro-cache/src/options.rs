@@ -84,6 +84,42 @@ const MAX_TTL: Duration = Duration::from_hours(366 * 24);
 /// | `when_down` | [`WhenDown`] | `Load { at_most: 16 }` | what to do while Redis is away |
 /// | `early_refresh` | duration | 0: never | how long before its end a value in use is loaded anew in the background |
 /// | `one_load` | duration | none | how long a process waits for another one that loads the same value |
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use maestro_cache::{Codec, WhenDown};
+///
+/// # #[derive(serde::Serialize, serde::Deserialize)] struct Price { cents: u64 }
+/// # #[derive(serde::Serialize, serde::Deserialize)] struct Report { rows: Vec<u64> }
+/// # fn build(cache: &maestro_cache::Cache) -> Result<(), maestro_cache::Error> {
+/// // Small, read all the time, from an origin that is often slow: mostly nobody waits for it.
+/// let prices = cache
+///     .region::<Price>("price")
+///     .ttl(Duration::from_mins(1))
+///     .jitter(0.2)
+///     .early_refresh(Duration::from_secs(20))
+///     .stale_for(Duration::from_hours(6))
+///     .soft_timeout(Duration::from_millis(200))
+///     .retry_failed_after(Duration::from_secs(5))
+///     .absent_ttl(Duration::from_secs(10))
+///     .when_down(WhenDown::ServeStale { at_most: 8 })
+///     .build()?;
+///
+/// // Large and dear: loaded by one process at a time, compressed, and not held in memory for long.
+/// let reports = cache
+///     .region::<Report>("report")
+///     .codec(Codec::MessagePack)
+///     .compress_above(4 * 1024)
+///     .max_value_bytes(8 * 1024 * 1024)
+///     .local_ttl(Duration::from_secs(5))
+///     .memory_factor(8)
+///     .max_loads(4)
+///     .load_timeout(Duration::from_mins(1))
+///     .one_load(Duration::from_secs(30))
+///     .build()?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[must_use]
 pub struct RegionBuilder<T> {

@@ -19,11 +19,18 @@ use crate::tenant::{Entered, TenantModel};
 ///
 /// ```no_run
 /// # async fn example(config: maestro_db::DbConfig) -> Result<(), maestro_db::Error> {
-/// use maestro_db::Db;
+/// use std::time::Duration;
+/// use maestro_db::{Db, TenantModel};
 /// use maestro_metrics::Registry;
 ///
 /// let registry = Registry::detached();
-/// let db = Db::builder(config).registry(&registry).connect().await?;
+/// let db = Db::builder(config)
+///     .registry(&registry)
+///     .tenants(TenantModel::Rows)
+///     .leases() // for `db.elect(…)`
+///     .wait_for_server(Duration::from_mins(1))
+///     .connect()
+///     .await?;
 /// # let _ = db;
 /// # Ok(())
 /// # }
@@ -108,6 +115,16 @@ impl DbBuilder {
 
     /// A database without a connection yet: the first one is opened when it is needed, so a service
     /// starts before its server does. Its health check is unhealthy until the server is there.
+    ///
+    /// ```no_run
+    /// # async fn example(config: maestro_db::DbConfig) -> Result<(), maestro_db::Error> {
+    /// use maestro_db::Db;
+    ///
+    /// let db = Db::builder(config).connect_lazy()?; // nothing is awaited here
+    /// println!("{:?}", db.health_check().run().await.state());
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// Must be called in a tokio runtime, which runs the pool's upkeep.
     ///

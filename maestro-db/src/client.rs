@@ -217,6 +217,14 @@ impl Db {
     /// Not needed for a password in a file (`MAESTRO_POSTGRES_PASSWORD_FILE`,
     /// `MAESTRO_POSTGRES_URL_FILE`): those are followed. From the first call on, the password given
     /// here is used in their place.
+    ///
+    /// ```no_run
+    /// # fn example(db: &maestro_db::Db, fetched: String) {
+    /// use maestro_config::Secret;
+    ///
+    /// db.rotate_password(Secret::new(fetched)); // what a secret store handed out
+    /// # }
+    /// ```
     pub fn rotate_password(&self, password: Secret<String>) {
         if self.inner.given.replace(password) {
             tracing::info!("the database password changed; open connections are replaced");
@@ -228,6 +236,16 @@ impl Db {
     }
 
     /// One round trip to the server, on a connection of the pool.
+    ///
+    /// ```no_run
+    /// # async fn example(db: maestro_db::Db) {
+    /// use std::time::Duration;
+    ///
+    /// if let Err(error) = db.ping(Duration::from_secs(1)).await {
+    ///     println!("{error}"); // against what, after how long, and why
+    /// }
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`ErrorKind::Unavailable`] or [`ErrorKind::Timeout`] when the server does not answer within
@@ -271,6 +289,18 @@ impl Db {
     }
 
     /// The step that closes the pool when the service stops.
+    ///
+    /// ```no_run
+    /// # async fn example(db: &maestro_db::Db) {
+    /// use std::time::{Duration, Instant};
+    ///
+    /// // Who has no `maestro::Service` to do it:
+    /// let ended = db.drain_step().run(Instant::now() + Duration::from_secs(10)).await;
+    /// if !ended.left.is_none() {
+    ///     eprintln!("{} was left with {}", ended.name, ended.left);
+    /// }
+    /// # }
+    /// ```
     pub fn drain_step(&self) -> DrainStep {
         let db = self.clone();
         DrainStep::new("postgres", DrainPhase::Pools, move |deadline| async move {

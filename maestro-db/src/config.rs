@@ -29,16 +29,21 @@ pub enum Pooler {
 /// Settings of a service's database, read from `MAESTRO_POSTGRES_*`.
 ///
 /// ```
+/// use std::time::Duration;
 /// use maestro_config::Environment;
-/// use maestro_db::DbConfig;
+/// use maestro_db::{DbConfig, Pooler};
 ///
 /// let config = Environment::from_pairs([
 ///     ("MAESTRO_SERVICE_NAME", "orders"),
 ///     ("MAESTRO_ENVIRONMENT", "test"),
 ///     ("MAESTRO_POSTGRES_URL", "postgresql://orders:secret@maestro-postgres:5432/orders"),
+///     ("MAESTRO_POSTGRES_POOLER", "pgbouncer"),
 /// ])
 /// .read::<DbConfig>()?;
-/// assert_eq!(config.pool_max(), 10);
+/// assert_eq!((config.role(), config.database()), ("orders", "orders"));
+/// assert_eq!((config.pool_min(), config.pool_max()), (0, 10));
+/// assert_eq!(config.acquire_timeout(), Duration::from_secs(5));
+/// assert_eq!(config.pooler(), Pooler::PgBouncer);
 /// assert!(!format!("{config:?}").contains("secret"));
 /// # Ok::<(), maestro_config::ConfigError>(())
 /// ```

@@ -11,6 +11,17 @@ impl Db {
     /// for LISTEN and other session features of a library that opens its own connection, such as the
     /// outbox's relay. They hold the password of this moment.
     ///
+    /// ```no_run
+    /// # async fn example(db: maestro_db::Db) -> Result<(), maestro_db::Error> {
+    /// use sqlx::{Connection as _, PgConnection};
+    ///
+    /// let mut session = PgConnection::connect_with(&db.direct_options()?).await?;
+    /// sqlx::query("set work_mem = '256MB'").execute(&mut session).await?; // holds: it is one session
+    /// session.close().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`ErrorKind::Config`](crate::ErrorKind::Config) when the environment holds `PG*` variables
     /// that would change the connection.
@@ -22,6 +33,17 @@ impl Db {
 
     /// A connection of the migrating role that acts as the database's owner, for the tables of a
     /// library. Close it when done; it does not belong to the pool.
+    ///
+    /// ```no_run
+    /// # async fn example(db: maestro_db::Db) -> Result<(), maestro_db::Error> {
+    /// use sqlx::Connection as _;
+    ///
+    /// let mut owner = db.migration_connection().await?;
+    /// sqlx::query("create table if not exists jobs (id bigint primary key)").execute(&mut owner).await?;
+    /// owner.close().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`migrate`](Self::migrate), while it waits for the server.

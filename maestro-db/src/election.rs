@@ -13,6 +13,20 @@ use crate::pool::Task;
 use crate::retry::Backoff;
 
 /// A candidate for the leadership of one name; see [`Db::elect`].
+///
+/// ```no_run
+/// # async fn example(db: maestro_db::Db) -> Result<(), maestro_db::Error> {
+/// use std::time::Duration;
+///
+/// // Every replica comes here at midnight; one does the work, the others go on.
+/// let election = db.elect("nightly report", Duration::from_secs(10));
+/// if let Some(leadership) = election.try_lead().await? {
+///     // … the work …
+///     leadership.resign().await?; // dropping it would let the lease run out instead
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Election {
     db: Db,
@@ -25,6 +39,20 @@ pub struct Election {
 ///
 /// It renews its lease by itself. When the server cannot be reached for the length of the lease,
 /// [`is_leader`](Self::is_leader) turns false before anybody else can become the leader.
+///
+/// ```no_run
+/// # async fn schedule(token: i64) -> Result<(), maestro_db::Error> { Ok(()) }
+/// # async fn example(election: maestro_db::Election) -> Result<(), maestro_db::Error> {
+/// loop {
+///     let leadership = election.lead().await?;
+///     tokio::select! {
+///         biased;
+///         () = leadership.lost() => tracing::warn!("somebody else leads now"),
+///         ended = schedule(leadership.token()) => return ended,
+///     }
+/// }
+/// # }
+/// ```
 #[derive(Debug)]
 #[must_use = "the leadership is given up when this is dropped"]
 pub struct Leadership {

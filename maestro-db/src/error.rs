@@ -54,6 +54,13 @@ impl ErrorKind {
     /// True when the same call can succeed later without a change to code or settings.
     ///
     /// [`ErrorKind::Unknown`] is not among them: what a repetition does depends on the statements.
+    ///
+    /// ```
+    /// use maestro_db::ErrorKind;
+    ///
+    /// assert!(ErrorKind::Timeout.is_transient());
+    /// assert!(!ErrorKind::Unknown.is_transient());
+    /// ```
     pub const fn is_transient(self) -> bool {
         matches!(
             self,
@@ -85,6 +92,30 @@ impl ErrorKind {
 ///
 /// Queries return [`sqlx::Error`], because sqlx's `Executor` says so; `Error::from` classifies it,
 /// and `?` does that by itself in a function that returns `maestro_db::Error`.
+///
+/// ```
+/// use maestro_db::{Error, ErrorKind};
+///
+/// fn status(error: &Error) -> u16 {
+///     match error.kind() {
+///         ErrorKind::NotFound => 404,
+///         ErrorKind::Conflict => 409, // `error.constraint()` says which one
+///         _ if error.is_transient() => 503,
+///         _ => 500,
+///     }
+/// }
+///
+/// /// For the log: `Display` has all of this in one line already.
+/// fn advice(error: &Error) -> Option<String> {
+///     if let Some(pool) = error.pool() {
+///         return Some(format!("{} of {} connections are in use", pool.active(), pool.max()));
+///     }
+///     Some(format!("SQLSTATE {}: {}", error.sqlstate()?, error.hint()?))
+/// }
+///
+/// let error = Error::from(sqlx::Error::RowNotFound);
+/// assert_eq!((status(&error), advice(&error)), (404, None));
+/// ```
 pub struct Error(Box<Inner>);
 
 struct Inner {

@@ -22,6 +22,21 @@ use plan::{Applied, plan};
 pub use tenants::{TenantMigrateOptions, TenantMigrationReport};
 
 /// How migrations are run.
+///
+/// ```no_run
+/// # async fn example(db: maestro_db::Db, migrator: sqlx::migrate::Migrator) -> Result<(), maestro_db::Error> {
+/// use std::time::Duration;
+/// use maestro_db::MigrateOptions;
+///
+/// let plan = db.migrate_with(&migrator, MigrateOptions::new().dry_run()).await?;
+/// println!("{} pending", plan.pending.len());
+///
+/// // A `create index concurrently` was interrupted, and what it left is dropped by now:
+/// let options = MigrateOptions::new().wait(Duration::from_mins(2)).resume_interrupted();
+/// println!("{}", db.migrate_with(&migrator, options).await?);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 pub struct MigrateOptions {

@@ -27,6 +27,7 @@ use crate::tenant::Finding;
 /// use maestro_db::Provisioner;
 ///
 /// let provisioner = Provisioner::new(&admin_url)?;
+/// provisioner.close_server().await?; // once, on a server of the platform's own
 /// provisioner.provision(&resources).await?; // again and again, with the same result
 /// for finding in provisioner.verify(&resources).await? {
 ///     println!("{finding}");
@@ -85,6 +86,17 @@ impl Provisioner {
     }
 
     /// Removes a service's database with all its data, and its roles.
+    ///
+    /// ```no_run
+    /// # use maestro_config::provision::ServiceResources;
+    /// # use maestro_db::{Error, ErrorKind, Provisioner};
+    /// # async fn example(provisioner: Provisioner, resources: ServiceResources) -> Result<(), Error> {
+    /// provisioner.remove(&resources).await?;
+    /// let gone = provisioner.verify(&resources).await;
+    /// assert!(gone.is_err_and(|error| error.kind() == ErrorKind::NotFound));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn remove(&self, resources: &ServiceResources) -> Result<(), Error> {
         self.run(&postgres::drop_steps(resources)).await
     }

@@ -26,10 +26,19 @@ use crate::transaction::{Transaction, TransactionOptions};
 ///
 /// ```no_run
 /// # async fn example(db: maestro_db::Db) -> Result<(), maestro_db::Error> {
+/// use maestro_db::{Isolation, TransactionOptions};
+///
 /// let (open,): (i64,) = sqlx::query_as("select count(*) from orders where state = 'open'")
 ///     .fetch_one(&db.read())
 ///     .await?;
-/// # let _ = open;
+///
+/// // Several statements that see one moment:
+/// let options = TransactionOptions::new().isolation(Isolation::RepeatableRead);
+/// let mut tx = db.read().begin_with(options).await?;
+/// let paid: i64 = sqlx::query_scalar("select count(*) from payments").fetch_one(&mut tx).await?;
+/// let owed: i64 = sqlx::query_scalar("select count(*) from invoices").fetch_one(&mut tx).await?;
+/// tx.rollback().await?;
+/// # let _ = (open, paid, owed);
 /// # Ok(())
 /// # }
 /// ```

@@ -31,6 +31,21 @@ use state::{Failure, State};
 /// Dropping it rolls back: the connection goes to a task of the pool that sends `ROLLBACK` and hands
 /// it back once the server has acknowledged. When a statement was under way, the connection is
 /// closed instead, which ends the statement and the transaction within a second.
+///
+/// ```no_run
+/// # async fn example(db: maestro_db::Db, month: i32) -> Result<(), maestro_db::Error> {
+/// let mut tx = db.begin().await?;
+/// tx.advisory_lock("close the month").await?; // free when the transaction ends
+/// let closed = sqlx::query("update months set closed = true where month = $1 and not closed")
+///     .bind(month)
+///     .execute(&mut tx)
+///     .await?;
+/// if closed.rows_affected() == 0 {
+///     return tx.rollback().await; // somebody else was first
+/// }
+/// tx.commit().await
+/// # }
+/// ```
 #[must_use = "a transaction that is dropped is rolled back"]
 pub struct Transaction {
     lease: Lease,
@@ -190,6 +205,15 @@ impl Transaction {
     /// What is done on it is not seen here: the commit is checked by the server at the price of one
     /// more statement in its message, and the connection is closed afterwards. Do not begin or end
     /// transactions on it.
+    ///
+    /// ```no_run
+    /// # async fn import(connection: &mut sqlx::PgConnection) -> Result<(), sqlx::Error> { Ok(()) }
+    /// # async fn example(db: maestro_db::Db) -> Result<(), maestro_db::Error> {
+    /// let mut tx = db.begin().await?;
+    /// import(tx.connection()?).await?; // of a library that takes sqlx's own type
+    /// tx.commit().await
+    /// # }
+    /// ```
     pub fn connection(&mut self) -> Result<&mut PgConnection, Error> {
         self.state.escape();
         self.lease.tainted = true;

@@ -16,6 +16,26 @@ use crate::retry::Backoff;
 use crate::tenant::{TenantId, TenantModel, Tenants};
 
 /// How migrations of tenants are run.
+///
+/// ```no_run
+/// # async fn example(db: maestro_db::Db, migrator: sqlx::migrate::Migrator) -> Result<(), maestro_db::Error> {
+/// use std::time::Duration;
+/// use maestro_db::{TenantId, TenantMigrateOptions};
+///
+/// let plan = db.tenants()?.migrate_with(&migrator, TenantMigrateOptions::new().dry_run()).await?;
+/// println!("{} tenants have something pending", plan.pending.len());
+///
+/// let options = TenantMigrateOptions::new()
+///     .canary(TenantId::parse("acme")?)
+///     .sessions(8)
+///     .limit(Duration::from_mins(2));
+/// let report = db.tenants()?.migrate_with(&migrator, options).await?;
+/// for (tenant, version, why) in &report.failed {
+///     println!("{tenant} stopped at {version}: {why}");
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct TenantMigrateOptions {

@@ -6,6 +6,18 @@ use std::time::Duration;
 use super::roster::Roster;
 
 /// What a pool holds at one moment; on the error of a caller that got no connection.
+///
+/// ```no_run
+/// # fn example(db: &maestro_db::Db) {
+/// let pool = db.pool_report();
+/// println!("{} open of {}: {} active, {} idle", pool.total(), pool.max(), pool.active(), pool.idle());
+/// if pool.waiting() > 0
+///     && let Some((held, holder)) = pool.longest_holder()
+/// {
+///     println!("{} wait; {holder} has had one for {held:?}", pool.waiting());
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct PoolReport {
     max: usize,

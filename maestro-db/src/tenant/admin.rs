@@ -10,6 +10,26 @@ use crate::error::{Error, ErrorKind};
 use crate::transaction::Transaction;
 
 /// The tenants of a database; see [`Db::tenants`].
+///
+/// ```no_run
+/// # async fn example(db: maestro_db::Db) -> Result<(), maestro_db::Error> {
+/// use maestro_db::{TenantId, TenantState};
+///
+/// let tenants = db.tenants()?;
+/// for tenant in tenants.list().await? {
+///     println!("{} ({}), since {}", tenant.id, tenant.name, tenant.created_at);
+/// }
+///
+/// let acme = TenantId::parse("acme")?;
+/// tenants.rename(&acme, "Acme Holding").await?;
+/// tenants.suspend(&acme).await?; // the invoice is overdue
+/// if let Some(tenant) = tenants.find(&acme).await? {
+///     assert_eq!(tenant.state, TenantState::Suspended);
+/// }
+/// tenants.resume(&acme).await?; // it is paid
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Tenants {
     pub(crate) db: Db,
@@ -208,6 +228,27 @@ impl Tenants {
 
     /// A tenant's audit trail, the oldest first, of at most `limit` entries after number `after`
     /// (0 for the beginning).
+    ///
+    /// ```no_run
+    /// # async fn example(db: maestro_db::Db) -> Result<(), maestro_db::Error> {
+    /// use maestro_db::TenantId;
+    ///
+    /// let acme = TenantId::parse("acme")?;
+    /// let tenants = db.tenants()?;
+    /// tenants.record(&acme, "signed in", r#"{"user": "ada"}"#).await?;
+    ///
+    /// let mut seen = 0;
+    /// loop {
+    ///     let page = tenants.audit(&acme, seen, 100).await?;
+    ///     let Some(last) = page.last() else { break };
+    ///     seen = last.number;
+    ///     for entry in &page {
+    ///         println!("{} {} by {}: {}", entry.at, entry.action, entry.actor, entry.detail);
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn audit(
         &self,
         id: &TenantId,

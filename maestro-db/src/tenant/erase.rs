@@ -88,6 +88,17 @@ impl Tenants {
     /// Takes at least as long as a replica may still let the tenant in (five seconds), and waits for
     /// the transactions that are under way, so that none of them leaves a row behind.
     ///
+    /// ```no_run
+    /// # async fn example(db: maestro_db::Db) -> Result<(), maestro_db::Error> {
+    /// use maestro_db::{EraseHook, TenantId};
+    ///
+    /// let keys = EraseHook::new("redis", |_tenant| async move { Ok(0) });
+    /// let receipt = db.tenants()?.erase(&TenantId::parse("acme")?, &[keys]).await?;
+    /// println!("{} rows, and {:?}; entry {}", receipt.rows(), receipt.hooks, receipt.entry);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`ErrorKind::NotFound`] when there is no such tenant; else what stopped it. The tenant stays
     /// closed then, and calling this again goes on.

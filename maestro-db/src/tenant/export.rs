@@ -99,6 +99,21 @@ impl Tenants {
     /// Stores the rows of an export for the tenant of the same id, in one transaction. The tenant must
     /// have been created here, its tables be there and hold none of these rows.
     ///
+    /// ```no_run
+    /// # async fn example(db: maestro_db::Db, export: Vec<u8>) -> Result<(), maestro_db::Error> {
+    /// use maestro_db::TenantId;
+    ///
+    /// let acme = TenantId::parse("acme")?;
+    /// let tenants = db.tenants()?;
+    /// tenants.create(&acme, "Acme Ltd").await?;
+    /// let summary = tenants.restore(&acme, &mut export.as_slice()).await?; // or a file in a `BufReader`
+    /// for (table, rows) in &summary.tables {
+    ///     println!("{rows} rows of {table}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`ErrorKind::Codec`] when it is no export, is cut off or another tenant's;
     /// [`ErrorKind::Conflict`] when rows are there already; [`ErrorKind::NotFound`] when there is no

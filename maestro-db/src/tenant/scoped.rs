@@ -29,11 +29,11 @@ use crate::transaction::{Transaction, TransactionOptions};
 /// let acme = db.tenant(TenantId::parse("acme")?);
 /// let (open,): (i64,) =
 ///     sqlx::query_as("select count(*) from orders where state = 'open'").fetch_one(&acme).await?;
+/// println!("{} has {open} open orders", acme.id());
 ///
 /// let mut tx = acme.begin().await?;
 /// sqlx::query("insert into orders (state) values ('open')").execute(&mut tx).await?;
 /// tx.commit().await?;
-/// # let _ = open;
 /// # Ok(())
 /// # }
 /// ```
@@ -97,6 +97,20 @@ impl TenantDb {
     }
 
     /// Runs a whole transaction again when it collided, as [`Db::retry`] does.
+    ///
+    /// ```no_run
+    /// # async fn example(acme: maestro_db::TenantDb) -> Result<(), maestro_db::Error> {
+    /// use maestro_db::{Isolation, TransactionOptions};
+    ///
+    /// acme.retry(|| async {
+    ///     let options = TransactionOptions::new().isolation(Isolation::Serializable);
+    ///     let mut tx = acme.begin_with(options).await?;
+    ///     sqlx::query("update budgets set spent = spent + 1 where month = 7").execute(&mut tx).await?;
+    ///     tx.commit().await
+    /// })
+    /// .await
+    /// # }
+    /// ```
     pub async fn retry<T, E, F, Fut>(&self, run: F) -> Result<T, E>
     where
         F: FnMut() -> Fut,

@@ -14,6 +14,21 @@ pub enum Isolation {
 }
 
 /// Options of [`Db::begin_with`](crate::Db::begin_with).
+///
+/// ```no_run
+/// # async fn example(db: maestro_db::Db) -> Result<(), maestro_db::Error> {
+/// use maestro_db::{Isolation, TransactionOptions};
+///
+/// // A long report: waits at the start, then sees one moment and never collides.
+/// let options = TransactionOptions::new()
+///     .isolation(Isolation::Serializable)
+///     .read_only()
+///     .deferrable();
+/// let mut tx = db.begin_with(options).await?;
+/// let total: i64 = sqlx::query_scalar("select count(*) from orders").fetch_one(&mut tx).await?;
+/// tx.rollback().await
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 #[must_use]
 pub struct TransactionOptions {
