@@ -28,6 +28,7 @@ use parking_lot::Mutex;
 /// let mut run_7 = runs.subscribe(7);
 /// assert_eq!(runs.send(&7, "started"), 1);      // usually in the handler of an event
 /// assert_eq!(runs.send(&8, "started"), 0);      // nobody listens to 8
+/// assert_eq!(runs.keys(), 1);                   // and nothing is kept for it
 /// assert_eq!(run_7.recv().await, Some(Ok("started")));
 /// # }
 /// ```

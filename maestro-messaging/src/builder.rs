@@ -9,6 +9,18 @@ use crate::error::Error;
 use crate::transport::Transport;
 
 /// Builds a [`Messaging`].
+///
+/// ```no_run
+/// # async fn example(config: maestro_messaging::MessagingConfig) -> Result<(), maestro_messaging::Error> {
+/// use maestro_messaging::Messaging;
+/// use maestro_metrics::Registry;
+///
+/// let registry = Registry::detached();
+/// let messaging = Messaging::builder(config).registry(&registry).connect().await?;
+/// # let _ = messaging;
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "nothing is connected until `connect` is called"]
 #[derive(Debug)]
 pub struct Builder {
@@ -33,6 +45,26 @@ impl Builder {
     }
 
     /// Uses a broker in memory in place of the server; the URL of the settings is not used.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use maestro_config::Environment;
+    /// use maestro_messaging::{MemoryBroker, Messaging, MessagingConfig};
+    ///
+    /// let config = Environment::from_pairs([
+    ///     ("MAESTRO_SERVICE_NAME", "shop"),
+    ///     ("MAESTRO_ENVIRONMENT", "test"),
+    ///     ("MAESTRO_MESSAGING_URL", "amqp://memory:memory@localhost/memory"),
+    ///     ("MAESTRO_MESSAGING_RETRY_DELAYS", "10ms,20ms"), // a test does not wait a minute
+    /// ])
+    /// .read::<MessagingConfig>()?;
+    /// let broker = MemoryBroker::new();
+    /// let messaging = Messaging::builder(config).in_memory(&broker).connect().await?;
+    /// messaging.close().await;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "memory")]
     pub fn in_memory(mut self, broker: &crate::memory::MemoryBroker) -> Self {
         self.transport = Some(Box::new(broker.transport(self.config.identity.service())));

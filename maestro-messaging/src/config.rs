@@ -9,6 +9,7 @@ use maestro_config::{
 /// Settings of the message broker, read from `MAESTRO_MESSAGING_*`.
 ///
 /// ```
+/// use std::time::Duration;
 /// use maestro_config::Environment;
 /// use maestro_messaging::MessagingConfig;
 ///
@@ -18,7 +19,12 @@ use maestro_config::{
 ///     ("MAESTRO_MESSAGING_URL", "amqp://conductor:secret@maestro-rabbitmq:5672/maestro"),
 /// ]);
 /// let config = environment.read::<MessagingConfig>()?;
+/// assert_eq!(config.identity().service().to_string(), "conductor");
 /// assert_eq!(config.retry_delays().len(), 3);
+/// assert_eq!((config.prefetch(), config.concurrency()), (200, 32));
+/// assert_eq!(config.confirm_timeout(), Duration::from_secs(10));
+/// assert_eq!(config.handler_timeout(), Duration::from_mins(1));
+/// assert_eq!(config.drain_timeout(), Duration::from_secs(20));
 /// # Ok::<(), maestro_config::ConfigError>(())
 /// ```
 #[derive(Clone, Debug)]

@@ -61,10 +61,14 @@ pub struct DeadLetter {
 /// Which dead letters: all conditions together. The default, like [`Filter::all`], is every one.
 ///
 /// ```
+/// use std::time::{Duration, SystemTime};
 /// use maestro_messaging::{DeadReason, Filter};
 ///
 /// let filter = Filter::all().event_type("order.placed.v1").reason(DeadReason::Exhausted).limit(100);
-/// # let _ = filter;
+/// // What an outage between nine and ten did to one tenant:
+/// # let nine = SystemTime::UNIX_EPOCH;
+/// let outage = Filter::all().tenant("acme").since(nine).until(nine + Duration::from_hours(1));
+/// # let _ = (filter, outage);
 /// ```
 #[derive(Clone, Debug, Default)]
 #[must_use = "a filter does nothing by itself"]
@@ -172,6 +176,22 @@ pub struct Sorted {
 }
 
 /// The dead letters of one subscription.
+///
+/// ```no_run
+/// # async fn example(messaging: maestro_messaging::Messaging) -> Result<(), maestro_messaging::Error> {
+/// use maestro_messaging::Filter;
+///
+/// let letters = messaging.dead_letters("billing");
+/// let numbers = Filter::all().error_type("ParseIntError");
+/// for letter in letters.list(100).await?.iter().filter(|letter| numbers.matches(letter)) {
+///     println!("{:?} failed {} times: {:?}", letter.message_id, letter.attempts, letter.error_message);
+/// }
+/// // Mended; all of them once more.
+/// let sorted = letters.replay(numbers).await?;
+/// println!("{} replayed, {} left", sorted.taken, letters.count().await?);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct DeadLetters {
     messaging: Messaging,

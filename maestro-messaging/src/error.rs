@@ -63,6 +63,25 @@ impl ErrorKind {
 /// A failed operation: what was attempted, against what, and what to look at.
 ///
 /// The message never holds a password or a message body; `source()` keeps the cause.
+///
+/// ```no_run
+/// # use maestro_messaging::{Error, Event, Messaging};
+/// # #[derive(serde::Serialize, serde::Deserialize)] struct OrderPlaced { order_id: String }
+/// # impl Event for OrderPlaced { const TYPE: &'static str = "order.placed.v1"; }
+/// # async fn example(messaging: &Messaging, order: &OrderPlaced) -> Result<(), Error> {
+/// let id = uuid::Uuid::now_v7();
+/// match messaging.publish(order).message_id(id).await {
+///     Ok(_) => {}
+///     // Under the same id: if it is stored already, the inbox of its consumers knows it.
+///     Err(error) if error.is_transient() => {
+///         tracing::warn!(may_be_stored = error.may_be_stored(), %error, "published once more");
+///         messaging.publish(order).message_id(id).await?;
+///     }
+///     Err(error) => return Err(error),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub struct Error {
     kind: ErrorKind,
     context: String,
@@ -101,6 +120,21 @@ impl Error {
     }
 
     /// The database's own error, where that is the cause ([`ErrorKind::Database`]); else itself.
+    ///
+    /// ```no_run
+    /// # use maestro_messaging::{Error, Event, outbox::Outbox};
+    /// # #[derive(serde::Serialize, serde::Deserialize)] struct OrderPlaced { order_id: String }
+    /// # impl Event for OrderPlaced { const TYPE: &'static str = "order.placed.v1"; }
+    /// # async fn example(outbox: Outbox, connection: &mut sqlx::PgConnection, order: OrderPlaced) -> Result<(), Error> {
+    /// let Err(error) = outbox.add(connection, &order).await else { return Ok(()) };
+    /// match error.into_database_error() {
+    ///     Ok(sqlx::Error::Database(refusal)) => println!("PostgreSQL: {refusal}, {:?}", refusal.code()),
+    ///     Ok(other) => println!("the connection: {other}"),
+    ///     Err(error) => return Err(error), // the event cannot be encoded
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     #[cfg(feature = "outbox")]
     pub fn into_database_error(mut self) -> Result<sqlx::Error, Self> {
         match self

@@ -22,9 +22,14 @@ use crate::event::Event;
 /// # #[derive(serde::Deserialize)] struct OrderPlaced { order_id: String }
 /// async fn bill(order: OrderPlaced, context: MessageContext) -> Result<(), HandlerError> {
 ///     println!("{} by message {}, attempt {}", order.order_id, context.message_id(), context.attempt());
+///     if context.redelivered() {
+///         println!("after a crash or a lost connection: its effects may be there already");
+///     }
 ///     if context.is_last_attempt() {
 ///         println!("it will be a dead letter if this fails");
 ///     }
+///     let envelope = context.envelope();
+///     println!("from {:?} for tenant {:?}", envelope.publisher, envelope.tenant);
 ///     Ok(())
 /// }
 /// ```

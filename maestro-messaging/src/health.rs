@@ -13,6 +13,15 @@ impl Messaging {
     /// that does not consume. A broker outage must not take the HTTP side down with it; a service
     /// that cannot work without its broker makes it critical
     /// ([`HealthCheck::criticality`]).
+    ///
+    /// ```no_run
+    /// # fn example(messaging: &maestro_messaging::Messaging, health: &maestro_metrics::HealthRegistry) {
+    /// use maestro_metrics::Criticality;
+    ///
+    /// // This service does nothing but consume: no requests for it without its broker.
+    /// health.register(messaging.health_check().criticality(Criticality::Critical));
+    /// # }
+    /// ```
     pub fn health_check(&self) -> HealthCheck {
         // Weak: a check that is still registered must not keep a closed client's tasks alive.
         let inner = Arc::downgrade(self.inner());
@@ -52,6 +61,21 @@ impl Messaging {
     }
 
     /// What to do at shutdown: drain the consumers, later close the connections.
+    ///
+    /// ```no_run
+    /// # async fn example(messaging: &maestro_messaging::Messaging) {
+    /// use std::time::{Duration, Instant};
+    ///
+    /// // Who has no `maestro::Service` to do it: the consumers, then the connections.
+    /// let deadline = Instant::now() + Duration::from_secs(30);
+    /// for step in messaging.drain_steps() {
+    ///     let ended = step.run(deadline).await;
+    ///     if !ended.left.is_none() {
+    ///         eprintln!("{} left {}", ended.name, ended.left);
+    ///     }
+    /// }
+    /// # }
+    /// ```
     pub fn drain_steps(&self) -> Vec<DrainStep> {
         let consumers = self.clone();
         let connections = self.clone();

@@ -56,6 +56,9 @@ use state::Shared;
 /// messaging.publish(&OrderPlaced { order_id: "7".into() }).require_route().await?;
 /// assert_eq!(seen.recv().await.as_deref(), Some("7"));
 /// messaging.close().await;
+/// assert!(broker.ready("shop.billing").is_some());
+/// broker.delete_queue("shop.billing");
+/// assert!(broker.ready("shop.billing").is_none());
 /// # Ok(())
 /// # }
 /// ```
@@ -103,6 +106,28 @@ impl MemoryBroker {
     }
 
     /// The broker goes away: consumers end, publishes wait, health says so. What it holds stays.
+    ///
+    /// ```
+    /// # use maestro_messaging::{Event, MemoryBroker};
+    /// # #[derive(serde::Serialize, serde::Deserialize)] struct OrderPlaced { order_id: String }
+    /// # impl Event for OrderPlaced { const TYPE: &'static str = "order.placed.v1"; }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), maestro_messaging::Error> {
+    /// use std::time::Duration;
+    ///
+    /// let broker = MemoryBroker::new();
+    /// let messaging = broker.connect("shop").await?;
+    /// let order = OrderPlaced { order_id: "7".into() };
+    ///
+    /// broker.stop();
+    /// let refused = messaging.publish(&order).deadline(Duration::from_millis(10)).await;
+    /// assert!(refused.is_err_and(|error| error.is_transient()));
+    /// broker.start();
+    /// messaging.publish(&order).await?;
+    /// # messaging.close().await;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn stop(&self) {
         let now = Instant::now();
         self.shared.change(|state| {

@@ -41,6 +41,48 @@ use crate::topology::{Binding, QueueOptions, Topology};
 /// # Ok(())
 /// # }
 /// ```
+///
+/// In order, where no event of an account may be left out, whatever it takes:
+/// ```no_run
+/// # use maestro_messaging::{Error, Event, Messaging};
+/// # #[derive(serde::Serialize, serde::Deserialize)] struct Booked { account: String }
+/// # impl Event for Booked { const TYPE: &'static str = "amount.booked.v1"; }
+/// # async fn book(account: String) -> std::io::Result<()> { Ok(()) }
+/// # async fn run(messaging: Messaging) -> Result<(), Error> {
+/// messaging
+///     .subscription("ledger")
+///     .ordered()
+///     .park_keys()
+///     .prefetch(1_000) // so many parked events before all accounts wait
+///     .on("bank", |event: Booked, _| async move { Ok(book(event.account).await?) })
+///     .start()
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Jobs that take long, are not worth doing late, and must not pile up:
+/// ```no_run
+/// # use maestro_messaging::{Error, Event, Messaging};
+/// # #[derive(serde::Serialize, serde::Deserialize)] struct PreviewRequested { page: u64 }
+/// # impl Event for PreviewRequested { const TYPE: &'static str = "preview.requested.v1"; }
+/// # async fn render(page: u64) -> std::io::Result<()> { Ok(()) }
+/// # async fn run(messaging: Messaging) -> Result<(), Error> {
+/// use std::time::Duration;
+///
+/// messaging
+///     .subscription("previews")
+///     .prefetch(2)
+///     .concurrency(2)
+///     .handler_timeout(Duration::from_mins(10))
+///     .time_to_live(Duration::from_hours(1))
+///     .max_length(10_000) // then publishing fails, for all who want this event
+///     .on("editor", |job: PreviewRequested, _| async move { Ok(render(job.page).await?) })
+///     .start()
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "nothing is consumed until it is started"]
 pub struct Subscription {
     messaging: Messaging,
@@ -103,6 +145,28 @@ impl Subscription {
     /// and no later than [`batch_wait`](Self::batch_wait) after the first came. All are acknowledged
     /// when the handler has returned `Ok`. A batch that fails is handled again one event at a time,
     /// so that a bad event fails alone. Such a subscription has no other handler.
+    ///
+    /// ```no_run
+    /// # use maestro_messaging::{Error, Event, Messaging};
+    /// # #[derive(serde::Serialize, serde::Deserialize)] struct Viewed { page: u64 }
+    /// # impl Event for Viewed { const TYPE: &'static str = "page.viewed.v1"; }
+    /// # async fn insert(pages: Vec<u64>) -> std::io::Result<()> { Ok(()) }
+    /// # async fn run(messaging: Messaging) -> Result<(), Error> {
+    /// use std::time::Duration;
+    /// use maestro_messaging::Received;
+    ///
+    /// messaging
+    ///     .subscription("statistics")
+    ///     .batch_size(200)
+    ///     .batch_wait(Duration::from_secs(1)) // nobody looks at it sooner
+    ///     .on_batch("shop", |batch: Vec<Received<Viewed>>| async move {
+    ///         Ok(insert(batch.into_iter().map(|received| received.event.page).collect()).await?)
+    ///     })
+    ///     .start()
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn on_batch<E, F, Fut>(mut self, publisher: &str, handler: F) -> Self
     where
         E: Event,
@@ -327,6 +391,21 @@ pub enum ConsumerState {
 
 /// A handle on a running subscription. Dropping it changes nothing: the consumer belongs to the
 /// client and runs until it is drained or the client is closed.
+///
+/// ```no_run
+/// # async fn example(consumer: maestro_messaging::Consumer) {
+/// use maestro_messaging::ConsumerState;
+///
+/// match consumer.state() {
+///     ConsumerState::Degraded(why) | ConsumerState::Interrupted(why) => {
+///         println!("{}: {why}", consumer.queue());
+///     }
+///     state => println!("{}: {state:?}", consumer.queue()),
+/// }
+/// let drained = consumer.drain().await; // this one alone; the client's others go on
+/// println!("{} handed back, {} abandoned", drained.handed_back, drained.abandoned);
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Consumer {
     pub(crate) queue: Arc<str>,

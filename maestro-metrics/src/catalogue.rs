@@ -17,6 +17,15 @@ use crate::handle::{Counter, Gauge, Histogram};
 /// const DURATION: Metric<Histogram, 1> =
 ///     Metric::seconds("maestro_cache_operation_duration_seconds", "Time of one operation.")
 ///         .labels(["operation"]);
+/// const UPLOAD: Metric<Histogram> = Metric::bytes("orders_upload_bytes", "Size of one upload.");
+/// const BATCH: Metric<Histogram> =
+///     Metric::histogram("orders_batch_orders", "Orders in one batch.", &[1.0, 10.0, 100.0]);
+/// const PACKING: Metric<Histogram> = Metric::seconds("orders_packing_seconds", "Time to pack one.")
+///     .buckets(&[60.0, 300.0, 900.0]); // people do it
+/// const CALLS: Metric<Counter, 1> = Metric::counter("rpc_calls_total", "Calls by method.")
+///     .labels(["method"])
+///     .limit(200) // the methods after that are counted under `_overflow`
+///     .development(); // its convention may still change
 /// ```
 ///
 /// The constructors refuse a name that breaks the naming rules; in a `const` that is a compile

@@ -103,6 +103,20 @@ impl fmt::Debug for CorrelationId {
 /// context.scope(bill()).await;
 /// # }
 /// ```
+/// And who looks at what came, or calls something that is no future:
+/// ```
+/// use maestro_metrics::{Context, CorrelationId, TraceContext};
+///
+/// let headers = std::collections::HashMap::from([("baggage", "plan=gold")]);
+/// let context = Context::extract(|name| headers.get(name));
+/// assert_eq!(context.baggage("plan"), Some("gold"));
+///
+/// let context = context
+///     .with_trace(TraceContext::root(true))
+///     .with_correlation(CorrelationId::parse("order-17").unwrap());
+/// assert!(context.trace().is_some_and(TraceContext::sampled));
+/// context.sync_scope(|| assert_eq!(Context::current().correlation(), context.correlation()));
+/// ```
 ///
 /// [`scope`]: Context::scope
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -41,7 +41,7 @@ impl DrainPhase {
 /// One thing to do at shutdown, as a client hands it out.
 ///
 /// ```
-/// use std::time::Instant;
+/// use std::time::{Duration, Instant};
 /// use maestro_metrics::{DrainPhase, DrainStep, Leftover};
 ///
 /// # #[derive(Clone)] struct Consumer;
@@ -50,6 +50,12 @@ impl DrainPhase {
 /// let step = DrainStep::new("orders.place", DrainPhase::Consumers, move |deadline| async move {
 ///     Leftover::of(consumer.stop(deadline).await, "messages still in handlers")
 /// });
+///
+/// assert_eq!((step.name(), step.phase()), ("orders.place", DrainPhase::Consumers));
+/// # async fn end(step: DrainStep) {
+/// let ended = step.run(Instant::now() + Duration::from_secs(30)).await; // the service does this
+/// println!("{} took {:?} and left {}", ended.name, ended.took, ended.left);
+/// # }
 /// ```
 pub struct DrainStep {
     name: String,

@@ -3,6 +3,20 @@
 use std::fmt;
 
 /// Why telemetry could not be started or installed, or why a call over HTTP failed.
+///
+/// ```
+/// use maestro_metrics::{Error, ErrorKind};
+///
+/// fn advice(error: &Error) -> &'static str {
+///     match error.kind() {
+///         ErrorKind::Config => "mend the setting",
+///         ErrorKind::Timeout => "may have been done all the same",
+///         _ if error.is_transient() => "try again later",
+///         _ => "trying again does not help",
+///     }
+/// }
+/// # let _ = advice;
+/// ```
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,

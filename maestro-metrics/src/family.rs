@@ -36,6 +36,7 @@ pub const OVERFLOW: &str = "_overflow";
 /// let paid = registry.family(&PAID);
 /// let by_card = paid.with(["card"]); // resolved once
 /// by_card.increment();
+/// assert_eq!(paid.series(), 1);
 /// assert!(registry.text().contains(r#"orders_paid_total{by="card"} 1"#));
 /// ```
 pub struct Family<K: Handle, const N: usize> {

@@ -56,6 +56,9 @@ impl Counter {
 ///     assert!(open.value() > 0.5);
 /// }
 /// assert!(open.value() < 0.5);
+///
+/// open.increment(); // where beginning and end are in different places
+/// open.decrement();
 /// ```
 #[derive(Clone)]
 pub struct Gauge(pub(crate) Arc<Number>);
@@ -112,14 +115,20 @@ impl Drop for Tracked {
 /// Counts observations in buckets. A clone observes into the same cells.
 ///
 /// ```
-/// use maestro_metrics::{Histogram, Metric, Registry};
+/// use maestro_metrics::{Context, Histogram, Metric, Registry};
 ///
 /// const TIME: Metric<Histogram> = Metric::seconds("orders_packing_seconds", "Time to pack one order.");
 ///
 /// let time = Registry::detached().metric(&TIME);
 /// let start = std::time::Instant::now();
 /// time.observe_duration(start.elapsed());
-/// assert_eq!(time.count(), 1);
+/// // From a slow bucket to a trace that shows why:
+/// time.observe_traced(start.elapsed(), Context::current().trace());
+/// assert_eq!(time.count(), 2);
+/// println!("{} s in all", time.sum());
+///
+/// const SIZE: Metric<Histogram> = Metric::bytes("orders_upload_bytes", "Size of one upload.");
+/// Registry::detached().metric(&SIZE).observe(4_096.0);
 /// ```
 #[derive(Clone)]
 pub struct Histogram(pub(crate) Arc<HistogramCells>);

@@ -43,9 +43,10 @@ impl fmt::Display for HealthState {
 /// shown to whoever may ask for the service's health).
 ///
 /// ```
-/// use maestro_metrics::HealthStatus;
+/// use maestro_metrics::{HealthState, HealthStatus};
 ///
 /// let status = HealthStatus::degraded("answers, but took 800 ms");
+/// assert_eq!(status.state(), HealthState::Degraded);
 /// assert_eq!(status.reason(), Some("answers, but took 800 ms"));
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,7 +119,10 @@ pub enum Criticality {
 ///         }
 ///     }
 /// })
-/// .timeout(Duration::from_secs(1));
+/// .timeout(Duration::from_secs(1))
+/// .period(Duration::from_secs(10));
+/// assert_eq!((check.name(), check.is_critical()), ("redis", false));
+/// assert_eq!(check.interval(), Duration::from_secs(10));
 /// ```
 #[derive(Clone)]
 pub struct HealthCheck {
@@ -188,6 +192,19 @@ impl HealthCheck {
     }
 
     /// Runs it once; unhealthy when it exceeds its timeout.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use maestro_metrics::{Criticality, HealthCheck, HealthState, HealthStatus};
+    ///
+    /// let check = HealthCheck::new("licence", Criticality::Degrading, || async {
+    ///     HealthStatus::unhealthy("ended yesterday")
+    /// })
+    /// .criticality(Criticality::Critical); // of a client, in a service that cannot do without
+    /// assert_eq!(check.run().await.state(), HealthState::Unhealthy);
+    /// # }
+    /// ```
     pub async fn run(&self) -> HealthStatus {
         let start = Instant::now();
         match tokio::time::timeout(self.timeout, (self.check)()).await {

@@ -17,6 +17,9 @@ use std::io;
 /// assert!(Outage::is_in(&refused));
 /// assert!(Outage::is_in(&Outage::new()));
 /// assert!(!Outage::is_in(&"7a".parse::<i32>().unwrap_err()));
+///
+/// let outage = Outage::because(refused);
+/// assert!(outage.cause().is_some_and(|cause| cause.is::<std::io::Error>()));
 /// ```
 #[derive(Debug, Default)]
 pub struct Outage {

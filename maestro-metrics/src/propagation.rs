@@ -5,6 +5,15 @@ use std::fmt;
 use std::sync::Arc;
 
 /// The id of a trace; never zero.
+///
+/// ```
+/// use maestro_metrics::TraceId;
+///
+/// let id = TraceId::from_bytes(0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736_u128.to_be_bytes()).unwrap();
+/// assert_eq!(id.to_string(), "4bf92f3577b34da6a3ce929d0e0e4736");
+/// assert_eq!(TraceId::from_bytes(id.to_bytes()), Some(id));
+/// assert_eq!(TraceId::from_bytes([0; 16]), None);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TraceId([u8; 16]);
 
@@ -29,6 +38,15 @@ impl TraceId {
 }
 
 /// The id of a span; never zero.
+///
+/// ```
+/// use maestro_metrics::SpanId;
+///
+/// let id = SpanId::from_bytes(0x00f0_67aa_0ba9_02b7_u64.to_be_bytes()).unwrap();
+/// assert_eq!(id.to_string(), "00f067aa0ba902b7");
+/// assert_eq!(SpanId::from_bytes(id.to_bytes()), Some(id));
+/// assert_ne!(SpanId::random(), id);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SpanId([u8; 8]);
 
@@ -70,12 +88,23 @@ hexadecimal!(TraceId, SpanId);
 /// A span as its children in other processes see it: the content of `traceparent` and `tracestate`.
 ///
 /// ```
-/// use maestro_metrics::TraceContext;
+/// use maestro_metrics::{SpanId, TraceContext, TraceId};
 ///
 /// let header = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-/// let context = TraceContext::parse(header, None).unwrap();
+/// let context = TraceContext::parse(header, Some("vendor=7")).unwrap();
 /// assert!(context.sampled());
 /// assert_eq!(context.traceparent(), header);
+///
+/// // The span of what is done here on its behalf:
+/// let child = context.child();
+/// assert_eq!(child.trace_id(), context.trace_id());
+/// assert_ne!(child.span_id(), context.span_id());
+/// assert_eq!(child.tracestate(), Some("vendor=7"));
+/// // Or the first of a trace:
+/// assert_ne!(TraceContext::root(true).trace_id(), context.trace_id());
+/// // Or one that another library has given ids:
+/// let foreign = TraceContext::new(TraceId::random(), SpanId::random(), true);
+/// assert!(TraceContext::parse(&foreign.traceparent(), None).is_some());
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TraceContext {

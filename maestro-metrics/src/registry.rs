@@ -20,6 +20,25 @@ use crate::metrics::{CONFLICTS, OVERFLOWS};
 /// Every client takes one; a client that is given none makes its own
 /// ([`Registry::detached`]), records into it from birth, and can be joined to a service's registry
 /// later ([`Registry::join`]) without losing what it counted.
+///
+/// ```
+/// use maestro_metrics::{Counter, Format, Metric, Registry};
+///
+/// const PLACED: Metric<Counter> = Metric::counter("orders_placed_total", "Orders placed.");
+///
+/// let client = Registry::detached(); // of a client that was given none
+/// client.metric(&PLACED).increment();
+///
+/// let service = Registry::detached();
+/// service.join(&client);
+///
+/// // What `/metrics` answers; the routes of feature `http` do this.
+/// let mut body = Vec::new();
+/// service.encode(Format::OpenMetrics, &mut body);
+/// assert!(Format::OpenMetrics.content_type().starts_with("application/openmetrics-text"));
+/// assert!(String::from_utf8(body)?.contains("orders_placed_total 1"));
+/// # Ok::<(), std::string::FromUtf8Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Registry {
     inner: Arc<Inner>,

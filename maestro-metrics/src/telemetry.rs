@@ -195,6 +195,16 @@ impl TelemetryBuilder<'_> {
 
     /// Adds a layer of another kind to the subscriber: the way to another tracing library. It sees
     /// the spans of unsampled traces as well, which then cost what they cost there.
+    ///
+    /// ```no_run
+    /// # use maestro_metrics::{Error, Telemetry, TelemetryBuilder};
+    /// # fn example(builder: TelemetryBuilder<'_>) -> Result<Telemetry, Error> {
+    /// // What a developer reads, beside the JSON on standard output:
+    /// let people = tracing_subscriber::fmt::layer().pretty().with_writer(std::io::stderr);
+    /// let telemetry = builder.layer(people).start()?;
+    /// # Ok(telemetry)
+    /// # }
+    /// ```
     pub fn layer(
         mut self,
         layer: impl Layer<tracing_subscriber::Registry> + Send + Sync + 'static,
@@ -336,6 +346,15 @@ impl fmt::Debug for LogControl {
 }
 
 /// What became of the spans.
+///
+/// ```no_run
+/// # async fn end(telemetry: maestro_metrics::Telemetry, deadline: std::time::Instant) {
+/// let report = telemetry.shutdown(deadline).await;
+/// if !report.leftover().is_none() {
+///     eprintln!("{} within {:?}", report.leftover(), report.took); // longer next time
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct TelemetryReport {

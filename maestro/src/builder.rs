@@ -61,6 +61,21 @@ impl ServiceBuilder {
 impl<D, C, M> ServiceBuilder<D, C, M> {
     /// Boots from this environment instead of the process's own: for tests, several services in one
     /// process. Such a service installs no global subscriber and listens to no signal.
+    ///
+    /// ```no_run
+    /// use maestro::Service;
+    /// use maestro::config::Environment;
+    ///
+    /// # async fn example() -> Result<(), maestro::Error> {
+    /// let environment = Environment::from_pairs([
+    ///     ("MAESTRO_SERVICE_NAME", "orders"),
+    ///     ("MAESTRO_ENVIRONMENT", "test"),
+    ///     ("MAESTRO_HTTP_LISTEN", "127.0.0.1:0"),
+    /// ]);
+    /// let service = Service::builder().environment(environment).start().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn environment(mut self, environment: Environment) -> Self {
         self.environment = Some(environment);
         self

@@ -17,6 +17,7 @@ use maestro_metrics::{DrainStep, Drained};
 /// for step in &report.steps {
 ///     println!("{} took {:?}: {}", step.name, step.took, step.left);
 /// }
+/// assert!(report.is_clean());
 /// # Ok(())
 /// # }
 /// ```

@@ -18,6 +18,10 @@ use axum::response::{IntoResponse, Response};
 /// async fn show(id: u32) -> Result<String, Problem> {
 ///     Err(Problem::not_found(format!("there is no order {id}")))
 /// }
+///
+/// async fn cancel(id: u32) -> Result<(), Problem> {
+///     Err(Problem::conflict(format!("order {id} has been sent already")))
+/// }
 /// ```
 pub struct Problem {
     status: StatusCode,

@@ -62,11 +62,34 @@ impl Service {
 
 impl<D: Client, C: Client, M: Client> Service<D, C, M> {
     /// Who the service is.
+    ///
+    /// ```no_run
+    /// # async fn example() -> Result<(), maestro::Error> {
+    /// let service = maestro::Service::builder().start().await?;
+    /// let who = service.identity();
+    /// println!("{} {} as {}", who.service(), who.version(), who.instance());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn identity(&self) -> &Identity {
         &self.core.identity
     }
 
     /// Where the service's own metrics are registered.
+    ///
+    /// ```no_run
+    /// use maestro::Service;
+    /// use maestro::metrics::{Counter, Metric};
+    ///
+    /// const PLACED: Metric<Counter> = Metric::counter("orders_placed_total", "Orders placed.");
+    ///
+    /// # async fn example() -> Result<(), maestro::Error> {
+    /// let service = Service::builder().start().await?;
+    /// let placed = service.registry().metric(&PLACED); // once; then wherever an order is placed:
+    /// placed.increment();
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn registry(&self) -> &Registry {
         &self.core.registry
     }

@@ -27,11 +27,13 @@ impl<C> Service<maestro_db::Db, C, Messaging> {
     /// Remembers which messages were handled, in the transaction of their effects.
     ///
     /// ```no_run
-    /// use maestro::messaging::{HandlerError, MessageContext};
+    /// use maestro::Service;
+    /// use maestro::db::Db;
+    /// use maestro::messaging::{HandlerError, MessageContext, Messaging};
     ///
-    /// # async fn handle(db: maestro::db::Db, inbox: maestro::messaging::outbox::Inbox, context: MessageContext) -> Result<(), HandlerError> {
-    /// let mut tx = db.begin().await?;
-    /// if inbox.once(&mut tx, context.subscription(), context.message_id()).await? {
+    /// # async fn handle(service: Service<Db, (), Messaging>, context: MessageContext) -> Result<(), HandlerError> {
+    /// let mut tx = service.db().begin().await?;
+    /// if service.inbox().once(&mut tx, context.subscription(), context.message_id()).await? {
     ///     sqlx::query("update stock set left = left - 1").execute(&mut tx).await?;
     /// }
     /// Ok(tx.commit().await?)

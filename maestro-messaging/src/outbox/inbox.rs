@@ -51,6 +51,17 @@ impl Inbox {
     /// Forgets what was handled longer ago than this, at most 10,000 rows a call; returns how many.
     /// A relay does this by itself ([`RelayBuilder::inbox_retention`]).
     ///
+    /// ```no_run
+    /// # async fn example(pool: sqlx::PgPool) -> Result<(), maestro_messaging::Error> {
+    /// use std::time::Duration;
+    /// use maestro_messaging::outbox::Inbox;
+    ///
+    /// // A service that consumes and has no relay, once a day:
+    /// while Inbox.forget(&pool, Duration::from_hours(7 * 24)).await? == 10_000 {}
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// [`RelayBuilder::inbox_retention`]: crate::outbox::RelayBuilder::inbox_retention
     pub async fn forget<'c>(
         &self,

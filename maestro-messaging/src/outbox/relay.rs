@@ -34,9 +34,14 @@ use crate::transport::Outgoing;
 /// ```no_run
 /// # use std::time::Duration;
 /// # async fn example(messaging: maestro_messaging::Messaging, pool: sqlx::PgPool) {
-/// let relay = messaging.outbox().relay(pool).poll_every(Duration::from_millis(200)).start();
-/// // At the end of the service; how many events were left without an answer of the broker.
-/// let left = relay.drain().await;
+/// let relay = messaging
+///     .outbox()
+///     .relay(pool)
+///     .poll_every(Duration::from_millis(200))
+///     .lease_term(Duration::from_secs(5)) // others take over sooner when this one dies
+///     .inbox_retention(Duration::from_hours(30 * 24))
+///     .start();
+/// println!("{} published, {} in flight at the end", relay.published(), relay.drain().await);
 /// # }
 /// ```
 #[must_use = "nothing is relayed until it is started"]

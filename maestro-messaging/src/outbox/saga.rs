@@ -27,10 +27,20 @@ use crate::outbox::answered;
 ///
 /// // Later, in the handler of the payment:
 /// let mut tx = pool.begin().await?;
-/// if checkout.finish(&mut *tx, "order-7", "awaiting-payment").await? {
+/// if checkout.advance(&mut *tx, "order-7", "awaiting-payment", "packing").await? {
 ///     // … and here whatever happens when an order is paid
 /// }
 /// tx.commit().await?;
+///
+/// // In the handler of the timeout, a scheduled event; if it was paid in time, nothing happens:
+/// let mut tx = pool.begin().await?;
+/// if checkout.time_out(&mut *tx, "order-7", "awaiting-payment").await? {
+///     // … the order is cancelled
+/// }
+/// tx.commit().await?;
+///
+/// // And when the parcel is gone:
+/// checkout.finish(&pool, "order-7", "packing").await?;
 /// # Ok(())
 /// # }
 /// ```

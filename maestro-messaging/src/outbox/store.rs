@@ -89,6 +89,17 @@ impl Outbox {
     /// work.
     ///
     /// `database` is a [`sqlx::PgPool`] or anything of which a reference executes statements.
+    ///
+    /// ```no_run
+    /// # async fn example(outbox: maestro_messaging::outbox::Outbox, pool: sqlx::PgPool) {
+    /// use std::time::{Duration, Instant};
+    ///
+    /// let relay = outbox.relay(pool).start();
+    /// // At the end, after the consumers and before the connections:
+    /// let ended = relay.drain_step().run(Instant::now() + Duration::from_secs(10)).await;
+    /// println!("{} took {:?}", ended.name, ended.took);
+    /// # }
+    /// ```
     pub fn relay<D>(&self, database: D) -> RelayBuilder<D>
     where
         D: Send + Sync + 'static,

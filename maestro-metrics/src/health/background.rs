@@ -22,7 +22,7 @@ use crate::timestamp::timestamp;
 ///
 /// ```
 /// use maestro_config::{Environment, Identity};
-/// use maestro_metrics::{Criticality, HealthCheck, HealthRegistry, HealthStatus, Registry};
+/// use maestro_metrics::{Criticality, HealthCheck, HealthRegistry, HealthStatus, Probe, Registry};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -37,6 +37,8 @@ use crate::timestamp::timestamp;
 /// health.started();
 /// health.until_ready().await;
 /// assert!(health.report().ready);
+/// assert!(health.answer(Probe::Ready).good);
+/// health.drain(); // not ready any more
 /// health.stop().await;
 /// # Ok(())
 /// # }

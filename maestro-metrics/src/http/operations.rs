@@ -26,7 +26,10 @@ use crate::registry::Registry;
 /// let registry = Registry::new(&identity);
 /// let health = HealthRegistry::new(&identity, &registry);
 /// let routes = Router::new().route("/orders", get(|| async { "none" }));
-/// let app: Router = Operations::new(&registry, &health).around(routes);
+/// let app: Router = Operations::new(&registry, &health).health_path("/api/health").around(routes);
+///
+/// // Or by themselves, for a listener that customers do not reach:
+/// let operations: Router = Operations::new(&registry, &health).router();
 /// # Ok::<(), maestro_config::ConfigError>(())
 /// ```
 #[derive(Clone, Debug)]
