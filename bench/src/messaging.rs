@@ -1,36 +1,56 @@
-//! `maestro-messaging` beside raw lapin: events of one kibibyte, persistent, confirmed, in a quorum
-//! queue.
+//! `maestro-messaging` beside lapin, amqprs and aio-pika: events of one kibibyte, persistent, confirmed,
+//! in a quorum queue.
 
+mod aio_pika;
+mod amqprs;
+mod outbox;
+mod raw;
+
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
-use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
-    ConfirmSelectOptions, QueuePurgeOptions,
-};
-use lapin::types::FieldTable;
-use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
+use lapin::options::ConfirmSelectOptions;
+use lapin::{Channel, Connection, ConnectionProperties};
 use maestro_messaging::{Event, Messaging, MessagingConfig};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::harness::{Comparison, Result, Row, Target, Unit, per_second, versioned};
 use crate::sandbox::Place;
+use aio_pika::AioPika;
+use raw::purge;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct OrderPlaced {
     note: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
 }
 
 impl Event for OrderPlaced {
-    const TYPE: &'static str = "order.placed.v1";
+    const TYPE: &'static str = TYPE;
+
+    fn key(&self) -> Option<Cow<'_, str>> {
+        self.key.as_deref().map(Cow::from)
+    }
+}
+
+/// Where the bench takes place.
+struct Ground<'a> {
+    messaging: Messaging,
+    connection: Connection,
+    /// Confirms are on.
+    channel: Channel,
+    url: &'a str,
+    queue: String,
+    python: AioPika,
 }
 
 /// Runs every comparison.
 pub async fn run(rounds: usize) -> Result<Vec<Row>> {
+    let python = AioPika::new().await?;
     let place = Place::new().await?;
     let messaging = Messaging::connect(place.environment(&[]).read::<MessagingConfig>()?).await?;
     // A queue that wants the events, without anybody reading it.
@@ -48,35 +68,64 @@ pub async fn run(rounds: usize) -> Result<Vec<Row>> {
     channel
         .confirm_select(ConfirmSelectOptions::default())
         .await?;
+    let ground = Ground {
+        messaging,
+        connection,
+        channel,
+        url,
+        queue: consumer.queue().to_owned(),
+        python,
+    };
 
-    let mut rows = publish(&messaging, &channel, consumer.queue(), rounds).await?;
-    rows.extend(consume(&messaging, &connection, &channel, consumer.queue(), rounds).await?);
-    messaging.close().await;
+    let mut rows = publish(&ground, rounds).await?;
+    rows.extend(consume(&ground, rounds).await?);
+    let database = outbox::Database::new(&place).await?;
+    let Ground {
+        messaging,
+        channel,
+        queue,
+        ..
+    } = &ground;
+    rows.extend(outbox::relay(messaging, &database, channel, queue, rounds).await?);
+    rows.extend(outbox::notified(messaging, &database, rounds).await?);
+    ground.messaging.close().await;
     Ok(rows)
 }
 
-async fn publish(
-    messaging: &Messaging,
-    channel: &Channel,
-    queue: &str,
-    rounds: usize,
-) -> Result<Vec<Row>> {
-    let each = PUBLISHED / TASKS;
+async fn publish(ground: &Ground<'_>, rounds: usize) -> Result<Vec<Row>> {
+    let Ground {
+        channel,
+        url,
+        queue,
+        python,
+        ..
+    } = ground;
     Comparison::new("publish, confirmed", Unit::PerSecond, rounds, || async {
-        let figure = per_second(TASKS, each, || through_ours(messaging.clone(), each)).await?;
-        purge(channel, queue).await?;
-        Ok(figure)
+        emptied(ground, publish_ours(&ground.messaging).await).await
     })
     .peer(
-        versioned("lapin", "one task, window"),
+        versioned("lapin", "one task owns the channel"),
         "no envelope, no deadline, no reconnect",
         Target::Ratio(0.9),
         || async {
-            let started = Instant::now();
-            publish_in_window(channel, PUBLISHED).await?;
-            let figure = f64::from(PUBLISHED) / started.elapsed().as_secs_f64();
-            purge(channel, queue).await?;
-            Ok(figure)
+            let each = PUBLISHED / TASKS;
+            emptied(
+                ground,
+                raw::publish_through_an_owner(channel, TASKS, each, WINDOW).await,
+            )
+            .await
+        },
+    )
+    .peer(
+        versioned("lapin", "one task, window"),
+        "no envelope, no deadline, no reconnect",
+        Target::None,
+        || async {
+            emptied(
+                ground,
+                raw::publish_in_window(channel, PUBLISHED, WINDOW).await,
+            )
+            .await
         },
     )
     .peer(
@@ -84,157 +133,129 @@ async fn publish(
         "no envelope, no deadline, no reconnect",
         Target::Ratio(25.0),
         || async {
-            let started = Instant::now();
-            for _ in 0..PUBLISHED_ONE_BY_ONE {
-                confirmed(send(channel).await?.await?)?;
-            }
-            let figure = f64::from(PUBLISHED_ONE_BY_ONE) / started.elapsed().as_secs_f64();
-            purge(channel, queue).await?;
-            Ok(figure)
+            emptied(
+                ground,
+                raw::publish_each(channel, PUBLISHED_ONE_BY_ONE).await,
+            )
+            .await
         },
     )
+    .peer(
+        versioned("amqprs", "window"),
+        "confirms counted, not matched; no reconnect",
+        Target::None,
+        || async {
+            let window = u64::try_from(WINDOW)?;
+            emptied(
+                ground,
+                amqprs::publish(url, u64::from(PUBLISHED), window).await,
+            )
+            .await
+        },
+    )
+    .peer(AioPika::name(), "", Target::None, || async {
+        let figure = python
+            .measure("publish", url, queue, PUBLISHED, TASKS)
+            .await;
+        emptied(ground, figure).await
+    })
     .run()
     .await
 }
 
-async fn consume(
-    messaging: &Messaging,
-    connection: &Connection,
-    publishing: &Channel,
-    queue: &str,
-    rounds: usize,
-) -> Result<Vec<Row>> {
+async fn consume(ground: &Ground<'_>, rounds: usize) -> Result<Vec<Row>> {
+    let Ground {
+        messaging,
+        url,
+        queue,
+        python,
+        ..
+    } = ground;
     Comparison::new("consume, acknowledged", Unit::PerSecond, rounds, || async {
         fill(messaging).await?;
-        let handled = Arc::new((AtomicU32::new(0), Notify::new()));
-        let counting = Arc::clone(&handled);
-        let started = Instant::now();
-        let consumer = messaging
-            .subscription(SUBSCRIPTION)
-            .prefetch(PREFETCH)
-            .on("orders", move |event: OrderPlaced, _| {
-                std::hint::black_box(event);
-                if counting.0.fetch_add(1, Ordering::Relaxed) + 1 == CONSUMED {
-                    counting.1.notify_one();
-                }
-                async { Ok(()) }
-            })
-            .start()
-            .await?;
-        tokio::time::timeout(PATIENCE, handled.1.notified()).await?;
-        let figure = f64::from(CONSUMED) / started.elapsed().as_secs_f64();
-        consumer.drain().await;
-        purge(publishing, queue).await?;
-        Ok(figure)
+        consume_ours(messaging).await
     })
     .peer(
         versioned("lapin", "acks concurrent"),
         "no retry, no dead letter",
         Target::Ratio(0.9),
-        || take(messaging, connection, publishing, queue, true),
+        || consume_raw(ground, true),
     )
     .peer(
         versioned("lapin", "await each ack"),
         "no retry, no dead letter",
         Target::Ratio(4.0),
-        || take(messaging, connection, publishing, queue, false),
+        || consume_raw(ground, false),
     )
+    .peer(
+        versioned("amqprs", "await each ack"),
+        "awaits its queue, not the socket",
+        Target::None,
+        || async {
+            fill(messaging).await?;
+            amqprs::consume(url, queue, u64::from(CONSUMED), PREFETCH).await
+        },
+    )
+    .peer(AioPika::name(), "", Target::None, || async {
+        fill(messaging).await?;
+        let prefetch = u32::from(PREFETCH);
+        python
+            .measure("consume", url, queue, CONSUMED, prefetch)
+            .await
+    })
     .run()
     .await
 }
 
-async fn through_ours(messaging: Messaging, each: u32) -> Result<()> {
-    let event = event();
-    for _ in 0..each {
-        if !messaging.publish(&event).await?.routed() {
-            return Err("an event went nowhere".into());
-        }
-    }
-    Ok(())
-}
-
-/// Sends on one task, with a bounded number of confirms awaited at a time: lapin's fastest safe way.
-async fn publish_in_window(channel: &Channel, count: u32) -> Result<()> {
-    let mut confirms = FuturesUnordered::new();
-    for _ in 0..count {
-        if confirms.len() >= WINDOW
-            && let Some(confirm) = confirms.next().await
-        {
-            confirmed(confirm?)?;
-        }
-        confirms.push(send(channel).await?);
-    }
-    while let Some(confirm) = confirms.next().await {
-        confirmed(confirm?)?;
-    }
-    Ok(())
-}
-
-async fn send(channel: &Channel) -> Result<lapin::PublisherConfirm> {
-    let body = serde_json::to_vec(&event())?;
-    let properties = BasicProperties::default()
-        .with_delivery_mode(2)
-        .with_content_type("application/json".into())
-        .with_type(OrderPlaced::TYPE.into());
-    let options = BasicPublishOptions {
-        mandatory: true,
-        ..BasicPublishOptions::default()
-    };
-    let exchange = "orders.events".into();
-    let key = OrderPlaced::TYPE.into();
-    Ok(channel
-        .basic_publish(exchange, key, options, &body, properties)
-        .await?)
-}
-
-fn confirmed(confirmation: Confirmation) -> Result<()> {
-    match confirmation {
-        Confirmation::Ack(None) => Ok(()),
-        other => Err(format!("not confirmed: {other:?}").into()),
-    }
-}
-
-async fn take(
-    messaging: &Messaging,
-    connection: &Connection,
-    publishing: &Channel,
-    queue: &str,
-    concurrent: bool,
-) -> Result<f64> {
-    fill(messaging).await?;
-    let channel = connection.create_channel().await?;
-    channel
-        .basic_qos(PREFETCH, BasicQosOptions::default())
-        .await?;
-    let started = Instant::now();
-    let mut deliveries = channel
-        .basic_consume(
-            queue.into(),
-            "bench".into(),
-            BasicConsumeOptions::default(),
-            FieldTable::default(),
-        )
-        .await?;
-    let mut acks = FuturesUnordered::new();
-    for _ in 0..CONSUMED {
-        let delivery = deliveries.next().await.ok_or("the consumer ended")??;
-        std::hint::black_box(serde_json::from_slice::<OrderPlaced>(&delivery.data)?);
-        let acker = delivery.acker;
-        let ack = async move { acker.ack(BasicAckOptions::default()).await };
-        if concurrent {
-            acks.push(ack);
-            if acks.len() >= usize::from(PREFETCH) / 4 {
-                acks.next().await.transpose()?;
+/// Events that many tasks publish one after the other; how many that was in a second.
+async fn publish_ours(messaging: &Messaging) -> Result<f64> {
+    let each = PUBLISHED / TASKS;
+    per_second(TASKS, each, || {
+        let messaging = messaging.clone();
+        async move {
+            for _ in 0..each {
+                if !messaging.publish(&event()).await?.routed() {
+                    return Err("an event went nowhere".into());
+                }
             }
-        } else {
-            ack.await?;
+            Ok(())
         }
-    }
-    while acks.next().await.transpose()?.is_some() {}
+    })
+    .await
+}
+
+async fn consume_ours(messaging: &Messaging) -> Result<f64> {
+    let handled = Arc::new((AtomicU32::new(0), Notify::new()));
+    let counting = Arc::clone(&handled);
+    let started = Instant::now();
+    let consumer = messaging
+        .subscription(SUBSCRIPTION)
+        .prefetch(PREFETCH)
+        .on("orders", move |event: OrderPlaced, _| {
+            std::hint::black_box(event);
+            if counting.0.fetch_add(1, Ordering::Relaxed) + 1 == CONSUMED {
+                counting.1.notify_one();
+            }
+            async { Ok(()) }
+        })
+        .start()
+        .await?;
+    tokio::time::timeout(PATIENCE, handled.1.notified()).await?;
     let figure = f64::from(CONSUMED) / started.elapsed().as_secs_f64();
-    channel.close(200, "done".into()).await?;
-    purge(publishing, queue).await?;
+    consumer.drain().await;
     Ok(figure)
+}
+
+async fn consume_raw(ground: &Ground<'_>, concurrent: bool) -> Result<f64> {
+    fill(&ground.messaging).await?;
+    let (connection, queue) = (&ground.connection, &ground.queue);
+    raw::consume(connection, queue, CONSUMED, PREFETCH, concurrent).await
+}
+
+/// What was published is taken away before somebody else's turn.
+async fn emptied(ground: &Ground<'_>, figure: Result<f64>) -> Result<f64> {
+    purge(&ground.channel, &ground.queue).await?;
+    figure
 }
 
 async fn fill(messaging: &Messaging) -> Result<()> {
@@ -245,19 +266,15 @@ async fn fill(messaging: &Messaging) -> Result<()> {
     Ok(())
 }
 
-async fn purge(channel: &Channel, queue: &str) -> Result<()> {
-    channel
-        .queue_purge(queue.into(), QueuePurgeOptions::default())
-        .await?;
-    Ok(())
-}
-
 fn event() -> OrderPlaced {
     OrderPlaced {
         note: "x".repeat(1_000),
+        key: None,
     }
 }
 
+const TYPE: &str = "order.placed.v1";
+const EXCHANGE: &str = "orders.events";
 const SUBSCRIPTION: &str = "bench";
 const TASKS: u32 = 256;
 const WINDOW: usize = 256;
