@@ -227,7 +227,7 @@ fn location(reader: &mut Reader<'_>, url: &ServerUrl) -> Option<Location> {
     }
 }
 
-fn parse_location(text: &str) -> Result<Location, &'static str> {
+pub(crate) fn parse_location(text: &str) -> Result<Location, &'static str> {
     const ONE_SERVER: &str = "names a Cluster, Sentinels or several servers: one Redis server with its replica is supported";
     let url = Url::parse(text).map_err(|_| "expected a URL")?;
     let tls = match url.scheme() {

@@ -181,7 +181,7 @@ fn parse_tags(field: &[u8]) -> Option<Vec<String>> {
 
 /// The whole stored form, as the scripts of the server write it; the in-memory double and the tests
 /// write it here.
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) fn write(
     encoding: Encoding,
     compression: Compression,

@@ -49,6 +49,8 @@ mod envelope;
 mod error;
 mod failures;
 mod flight;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod gcra;
 mod health;
 mod journal;

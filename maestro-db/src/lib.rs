@@ -46,6 +46,8 @@ mod direct;
 mod election;
 mod error;
 mod executor;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod health;
 mod listen;
 mod lock;

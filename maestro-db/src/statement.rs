@@ -3,6 +3,7 @@
 
 mod scan;
 mod tags;
+mod tokens;
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -27,6 +28,8 @@ pub(crate) struct Statement {
     /// A prepared statement whose result can go stale when a migration changes a table.
     pub(crate) returns_rows: bool,
     pub(crate) effect: Effect,
+    /// The text ends within a quoted text or a comment: nothing can follow it.
+    pub(crate) is_open: bool,
     /// The text as it is sent, where that is another one.
     pub(crate) tagged: Option<SqlStr>,
     /// The series of its successes, so that it is looked up once.
@@ -140,10 +143,11 @@ impl Statements {
         if let Some(known) = self.known.read().get(sql) {
             return Arc::clone(known);
         }
-        let statement = Arc::new(Statement {
-            tagged: self.tags.on(sql),
-            ..scan::scan(sql)
-        });
+        let mut statement = scan::scan(sql);
+        if !statement.is_open {
+            statement.tagged = self.tags.on(sql);
+        }
+        let statement = Arc::new(statement);
         let mut known = self.known.write();
         if known.len() < REMEMBERED {
             known.insert(sql.into(), Arc::clone(&statement));

@@ -1,10 +1,11 @@
-//! What the fuzz targets call (`maestro-messaging/fuzz`); compiled with `--cfg fuzzing` alone.
+//! What the fuzz targets call (`fuzz/` of the workspace), and property tests on every compiler.
 
 use std::time::UNIX_EPOCH;
 
 use lapin::protocol::basic::parse_properties;
 use lapin::types::FieldTable;
 
+use crate::address::Address;
 use crate::amqp::{Greeting, Sanitizer};
 use crate::envelope::Envelope;
 use crate::{headers, retry};
@@ -64,5 +65,53 @@ pub fn stream(bytes: &[u8]) {
     let _ = Greeting::default().feed(bytes);
 }
 
+/// The URL of a broker: one that is accepted names a host, and neither it nor what is wrong with
+/// another shows the password.
+pub fn address(text: &str) {
+    const CANARY: &str = "canary-17";
+    let text = text.replacen("://", &format!("://user:{CANARY}@"), 1);
+    match Address::parse(&text) {
+        Ok(address) => {
+            assert!(!address.host.is_empty());
+            assert!(!format!("{address} {address:?}").contains(CANARY));
+        }
+        Err(problem) => assert!(!problem.contains(CANARY), "{problem}"),
+    }
+}
+
 /// Our own headers, beside what is carried along.
 const SLACK: usize = 1_024;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn properties_of_anybody_are_read(flags in any::<[u8; 2]>(), bytes in any::<Vec<u8>>()) {
+            super::envelope(&[&flags[..], &bytes].concat());
+        }
+
+        #[test]
+        fn a_stream_is_the_same_however_it_is_cut(
+            cut in 0..9_u8,
+            frames in proptest::collection::vec((1..4_u8, any::<Vec<u8>>()), 0..4),
+        ) {
+            let mut bytes = vec![cut];
+            for (kind, payload) in frames {
+                bytes.extend([kind, 0, 1]);
+                bytes.extend(u32::try_from(payload.len()).unwrap().to_be_bytes());
+                bytes.extend(payload);
+                bytes.push(0xCE);
+            }
+            super::stream(&bytes);
+        }
+
+        #[test]
+        fn no_url_shows_its_password(
+            url in "(amqps?|http)://([a-zA-Z0-9%]{0,4}@)?[a-z0-9.\\[\\]:]{0,8}(/[a-z%0-9/]{0,6})?",
+        ) {
+            super::address(&url);
+        }
+    }
+}

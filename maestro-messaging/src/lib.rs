@@ -70,7 +70,7 @@ mod envelope;
 mod error;
 mod event;
 mod foreign;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 mod handler;
 mod headers;

@@ -67,6 +67,8 @@ mod encode;
 #[cfg(any(feature = "http", feature = "otlp", feature = "push"))]
 mod error;
 mod family;
+#[cfg(all(any(test, fuzzing), feature = "otlp"))]
+pub mod fuzzing;
 mod guard;
 mod handle;
 mod health;

@@ -11,3 +11,5 @@ pub use endpoint::Endpoint;
 pub(crate) use exporter::{Exporter, Settings};
 pub(crate) use queue::{DropReason, Queue};
 pub(crate) use request::Resource;
+#[cfg(any(test, fuzzing))]
+pub(crate) use request::decode_response;

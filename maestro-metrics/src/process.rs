@@ -70,7 +70,7 @@ pub fn observe_runtime(registry: &Registry) {
     );
 }
 
-struct Stat {
+pub(crate) struct Stat {
     cpu_seconds: f64,
     /// Since the machine started.
     start_seconds: f64,
@@ -83,7 +83,7 @@ fn stat() -> Option<Stat> {
     parse_stat(&fs::read_to_string("/proc/self/stat").ok()?)
 }
 
-fn parse_stat(text: &str) -> Option<Stat> {
+pub(crate) fn parse_stat(text: &str) -> Option<Stat> {
     // The second field is the command in parentheses, and may itself hold spaces and parentheses.
     let (_, fields) = text.rsplit_once(") ")?;
     let fields: Vec<&str> = fields.split_ascii_whitespace().collect();

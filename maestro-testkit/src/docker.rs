@@ -5,7 +5,7 @@
 //! the process that made the container, and others may be using it.
 
 mod engine;
-mod image;
+pub(crate) mod image;
 mod plan;
 
 use std::collections::{BTreeMap, HashMap};

@@ -59,7 +59,7 @@ pub(crate) async fn connect(
     }))
 }
 
-fn address(service: Service, url: &Secret<String>) -> Result<Address, Error> {
+pub(crate) fn address(service: Service, url: &Secret<String>) -> Result<Address, Error> {
     let name = variable(service);
     let url = parse(name, url)?;
     let part = |text: &str| decode(name, text);

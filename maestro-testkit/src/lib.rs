@@ -31,6 +31,8 @@ mod control;
 mod docker;
 mod error;
 mod explicit;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod guard;
 mod home;
 mod install;

@@ -12,7 +12,7 @@ const STOP: Duration = Duration::from_secs(10);
 /// A process by pid *and* start time, as the guard script writes it: `<pid> <start time>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ProcessId {
-    pid: i32,
+    pub(crate) pid: i32,
     started: String,
 }
 

@@ -13,6 +13,7 @@ use clap::{Args, ValueEnum};
 use crate::bench;
 use crate::demo;
 use crate::failure::{Failure, Result};
+use crate::fuzz;
 use crate::process::{self, announce};
 use crate::servers;
 use crate::test;
@@ -52,6 +53,8 @@ enum Step {
     Clippy,
     /// The benches: clippy, and the tests of their harness
     Bench,
+    /// The fuzz targets, each for some seconds from a fixed seed, where there is a C++ compiler
+    Fuzz,
     /// Documentation builds without a warning
     Docs,
     /// cargo-deny: banned crates, duplicates, licences, sources
@@ -102,6 +105,11 @@ impl Step {
                     "--manifest-path=bench/Cargo.toml",
                     "--check",
                 ]))?;
+                process::run(process::cargo().args([
+                    "fmt",
+                    "--manifest-path=fuzz/Cargo.toml",
+                    "--check",
+                ]))?;
             }
             Self::Clippy => process::run(process::cargo().args([
                 "clippy",
@@ -121,6 +129,12 @@ impl Step {
                     "warnings",
                 ]))?;
                 process::run(&mut bench::cargo(workspace, "test"))?;
+            }
+            Self::Fuzz => {
+                if !fuzz::can_build() {
+                    return Ok(Outcome::NotRun("no C++ compiler for libFuzzer"));
+                }
+                fuzz::run(&fuzz::Options::share(2))?;
             }
             Self::Docs => process::run(
                 process::cargo()

@@ -15,6 +15,7 @@ mod ci;
 mod demo;
 mod docs;
 mod failure;
+mod fuzz;
 mod process;
 mod servers;
 mod soak;
@@ -46,6 +47,7 @@ enum Command {
     Docs(docs::Options),
     Bench(bench::Options),
     Soak(soak::Options),
+    Fuzz(fuzz::Options),
 }
 
 fn main() -> ExitCode {
@@ -56,6 +58,7 @@ fn main() -> ExitCode {
         Command::Docs(options) => docs::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Soak(options) => soak::run(&options),
+        Command::Fuzz(options) => fuzz::run(&options),
     };
     match outcome {
         Ok(code) => code,

@@ -64,7 +64,8 @@ impl Endpoint {
             return Err("expected a URL that begins with `postgresql://`".to_owned());
         }
         let decode = |text: &str| {
-            percent_decode(text).ok_or("holds a percent escape that is not UTF-8".to_owned())
+            percent_decode(text)
+                .ok_or("holds a broken percent escape (`%` itself is written `%25`)".to_owned())
         };
         let host = url
             .host_str()
@@ -129,9 +130,11 @@ fn percent_decode(text: &str) -> Option<String> {
     while let Some((&byte, tail)) = rest.split_first() {
         rest = tail;
         if byte == b'%' {
-            let (digits, tail) = rest.split_at_checked(2)?;
-            let digits = std::str::from_utf8(digits).ok()?;
-            bytes.push(u8::from_str_radix(digits, 16).ok()?);
+            let &[high, low, ref tail @ ..] = rest else {
+                return None;
+            };
+            let digit = |byte| char::from(byte).to_digit(16);
+            bytes.push(u8::try_from(digit(high)? * 16 + digit(low)?).ok()?);
             rest = tail;
         } else {
             bytes.push(byte);

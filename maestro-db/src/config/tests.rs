@@ -99,6 +99,8 @@ fn wrong_urls_are_refused_without_showing_the_password() {
         ),
         ("postgresql://db:5432/orders", "names no role"),
         ("postgresql://orders:canary@db:5432", "names no database"),
+        ("postgresql://orders:canary%+4@db/orders", "%25"),
+        ("postgresql://orders:canary%4@db/orders", "%25"),
         (
             "postgresql://orders:canary@db/orders?options=-c%20a%3Db",
             "`options`",

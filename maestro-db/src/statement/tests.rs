@@ -270,3 +270,19 @@ proptest! {
         prop_assert!(matches!(look(&sql).effect, Effect::Transaction(_)), "{}", sql);
     }
 }
+
+#[test]
+fn a_text_that_ends_within_quotes_or_a_comment_gets_no_tags_that_could_close_it() {
+    let tagged = Statements::new(Tags::of("orders", "1.0.0"));
+    for sql in ["select 'a", "select \"a", "select e'a\\", "select $a$ $b$"] {
+        assert!(tagged.look_up(sql).tagged.is_none(), "{sql}");
+    }
+    for sql in [
+        "select 'a'",
+        "select e'\\''",
+        "select $a$ $b$ $a$",
+        "select 1 -- '",
+    ] {
+        assert!(tagged.look_up(sql).tagged.is_some(), "{sql}");
+    }
+}

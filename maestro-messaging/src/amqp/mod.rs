@@ -30,7 +30,7 @@ use consume::Consuming;
 pub(crate) use failure::chain;
 use link::{Link, LinkState, Live, Purpose};
 use publisher::Publisher;
-#[cfg(fuzzing)]
+#[cfg(any(test, fuzzing))]
 pub(crate) use {sanitize::Sanitizer, version::Greeting};
 
 /// The broker of a service: two links, and the task that publishes.

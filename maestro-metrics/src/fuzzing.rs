@@ -1,0 +1,92 @@
+//! What the fuzz targets call (`fuzz/` of the workspace), and property tests on every compiler.
+
+use crate::context::{BAGGAGE, CORRELATION_ID, Context, TENANT_ID, TRACEPARENT, TRACESTATE};
+use crate::otlp::{Endpoint, decode_response};
+use crate::process::parse_stat;
+
+/// The headers of a call from anybody: what is read of them is passed on as it was read, in headers
+/// that any protocol takes.
+pub fn context(headers: [&str; 5]) {
+    let names = [TRACEPARENT, TRACESTATE, BAGGAGE, CORRELATION_ID, TENANT_ID];
+    let read = Context::extract(|name| {
+        names
+            .iter()
+            .zip(headers)
+            .find_map(|(known, value)| (*known == name).then_some(value))
+    });
+    let mut written = Vec::new();
+    read.inject(|name, value| written.push((name, value.to_owned())));
+    assert!(written.iter().all(|(_, value)| {
+        value
+            .bytes()
+            .all(|b| b == b'\t' || (b' '..=b'~').contains(&b))
+    }));
+    let again = Context::extract(|name| {
+        written
+            .iter()
+            .find_map(|(known, value)| (*known == name).then_some(value))
+    });
+    assert_eq!(again, read);
+}
+
+/// The answer of a collector: reading ends, and says no more than was there.
+pub fn response(bytes: &[u8]) {
+    let read = decode_response(bytes);
+    // Each byte that is not UTF-8 becomes a character of three.
+    assert!(read.message.len() <= 3 * bytes.len());
+}
+
+/// The URL of a collector: what was made of it is left as it is when read again.
+pub fn endpoint(text: &str) {
+    let Ok(endpoint) = Endpoint::parse(text) else {
+        return;
+    };
+    let shown = endpoint.to_string();
+    assert!(shown.starts_with("http"));
+    assert!(
+        !shown.contains(['@', '?', '#']) || text.contains("%40"),
+        "{shown}"
+    );
+    let again = Endpoint::parse(&shown);
+    assert_eq!(again.map(|again| again.to_string()), Ok(shown));
+}
+
+/// What the kernel says of a process, whatever its program is called.
+pub fn process(text: &str) {
+    let _ = parse_stat(text);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn headers_are_passed_on_as_they_were_read(
+            parent in "[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[a-z]{0,3})?",
+            state in "([a-z]{0,3}=[ -~]{0,3},?){0,3}\t?",
+            baggage in "( ?[a-z]{0,3}=[ -~]{0,3},?){0,3}",
+            correlation in ".{0,6}",
+            tenant in "[ -~é]{0,6}",
+        ) {
+            super::context([&parent, &state, &baggage, &correlation, &tenant]);
+        }
+
+        #[test]
+        fn an_answer_is_read_to_its_end(bytes in any::<Vec<u8>>()) {
+            super::response(&bytes);
+        }
+
+        #[test]
+        fn a_url_is_mended_once(
+            url in "https?://([a-z]{1,3}(:[a-z]{1,3})?@)?[a-z0-9]{1,5}(:(4317|4318|14268|80))?(/[a-z/]{0,6})?(/v1/traces/?)?(\\?a=b)?",
+        ) {
+            super::endpoint(&url);
+        }
+
+        #[test]
+        fn no_name_of_a_program_stops_the_reading(text in "[0-9]{1,3} \\(.{0,5}\\) ([0-9a-zA-Z.-]{1,4} ?){0,30}") {
+            super::process(&text);
+        }
+    }
+}
