@@ -25,3 +25,4 @@ mod security;
 mod support;
 #[cfg(feature = "outbox")]
 mod survival;
+mod tls;

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use maestro_testkit::Port;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
@@ -17,14 +17,18 @@ use crate::support::within;
 /// Nodes on loopback, one cluster; all end with it.
 pub struct Nodes {
     directory: TempDir,
-    mapper: u16,
-    /// Erlang's port mapper: beside the nodes, or the first one would leave a daemon behind.
+    /// Of Erlang's port mapper.
+    mapper: Port,
+    /// Beside the nodes, or the first one would leave a daemon behind.
     _epmd: Child,
     pub all: Vec<Node>,
 }
 
 pub struct Node {
     pub port: u16,
+    /// That of its clients and that of the other nodes: nobody else gets them while it is down to be
+    /// started again.
+    _reserved: [Port; 2],
     environment: BTreeMap<&'static str, OsString>,
     child: Option<Child>,
 }
@@ -39,9 +43,10 @@ impl Nodes {
             "this test starts RabbitMQ nodes: install rabbitmq-server"
         );
         let directory = tempfile::tempdir().unwrap();
-        let [mapper] = free_ports();
+        let mapper = Port::reserve().unwrap();
+        let number = mapper.number();
         let epmd = Command::new("epmd")
-            .args(["-port", &mapper.to_string(), "-address", "127.0.0.1"])
+            .args(["-port", &number.to_string(), "-address", "127.0.0.1"])
             .kill_on_drop(true)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -50,7 +55,7 @@ impl Nodes {
         within(
             Duration::from_mins(1),
             "the port mapper answers",
-            || async { TcpStream::connect(("127.0.0.1", mapper)).await.is_ok() },
+            || async { TcpStream::connect(("127.0.0.1", number)).await.is_ok() },
         )
         .await;
         // One secret for all, or they do not talk to each other.
@@ -63,13 +68,15 @@ impl Nodes {
             _epmd: epmd,
             all: Vec::new(),
         };
-        let ports: Vec<[u16; 2]> = (0..count).map(|_| free_ports()).collect();
+        let ports: Vec<[Port; 2]> = (0..count)
+            .map(|_| [(); 2].map(|()| Port::reserve().unwrap()))
+            .collect();
         let names: Vec<_> = ports
             .iter()
-            .map(|[port, _]| format!("n{port}@localhost"))
+            .map(|[port, _]| format!("n{}@localhost", port.number()))
             .collect();
-        for ([port, distribution], name) in ports.iter().zip(&names) {
-            let node = nodes.prepare(*port, *distribution, name, &names);
+        for (reserved, name) in ports.into_iter().zip(&names) {
+            let node = nodes.prepare(reserved, name, &names);
             nodes.all.push(node);
         }
         for node in &mut nodes.all {
@@ -85,7 +92,8 @@ impl Nodes {
         nodes
     }
 
-    fn prepare(&self, port: u16, distribution: u16, name: &str, names: &[String]) -> Node {
+    fn prepare(&self, reserved: [Port; 2], name: &str, names: &[String]) -> Node {
+        let [port, distribution] = reserved.each_ref().map(Port::number);
         let home = self.directory.path().join(name);
         std::fs::create_dir(&home).unwrap();
         let mut text = "loopback_users = none\ndisk_free_limit.absolute = 50MB\n\
@@ -111,7 +119,7 @@ impl Nodes {
             ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1".into()),
             ("RABBITMQ_NODE_PORT", port.to_string().into()),
             ("RABBITMQ_DIST_PORT", distribution.to_string().into()),
-            ("ERL_EPMD_PORT", self.mapper.to_string().into()),
+            ("ERL_EPMD_PORT", self.mapper.number().to_string().into()),
             ("ERL_EPMD_ADDRESS", "127.0.0.1".into()),
             ("RABBITMQ_MNESIA_BASE", inside("data")),
             ("RABBITMQ_LOG_BASE", inside("logs")),
@@ -127,6 +135,7 @@ impl Nodes {
         ]);
         Node {
             port,
+            _reserved: reserved,
             environment,
             child: None,
         }
@@ -179,18 +188,3 @@ impl Node {
         .await;
     }
 }
-
-fn free_ports<const N: usize>() -> [u16; N] {
-    let listeners = [(); N].map(|()| {
-        let mut tries = (0..200).filter_map(|_| {
-            let candidate = fastrand::u16(PORTS);
-            TcpListener::bind(("127.0.0.1", candidate)).ok()
-        });
-        tries.next().unwrap()
-    });
-    listeners.map(|listener| listener.local_addr().unwrap().port())
-}
-
-/// Below what systems use for outgoing connections: a node that is down while it is started again must
-/// not find its port taken by somebody's client. The testkit's own servers lie above.
-const PORTS: std::ops::Range<u16> = 15_000..20_000;
