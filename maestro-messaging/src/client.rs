@@ -17,7 +17,8 @@ use crate::error::{Error, ErrorKind};
 use crate::event::Event;
 use crate::metrics::Metrics;
 use crate::publish::{self, Publish, Receipt};
-use crate::subscription::{Consumer, Subscription};
+use crate::running::{self, Consumer, Drained};
+use crate::subscription::Subscription;
 use crate::transport::Transport;
 
 /// A connection to the platform's message broker. Cheap to clone; all clones are one client.
@@ -135,7 +136,7 @@ impl Messaging {
     }
 
     /// Drains every consumer; bounded by `MAESTRO_MESSAGING_DRAIN_TIMEOUT`.
-    pub async fn drain(&self) -> crate::subscription::Drained {
+    pub async fn drain(&self) -> Drained {
         let consumers: Vec<_> = self
             .inner
             .consumers
@@ -146,7 +147,7 @@ impl Messaging {
         for consumer in &consumers {
             consumer.drain.cancel();
         }
-        let mut total = crate::subscription::Drained::default();
+        let mut total = Drained::default();
         for consumer in consumers {
             let drained = consumer.drain().await;
             total.handed_back += drained.handed_back;
@@ -212,7 +213,7 @@ impl Inner {
             ));
         }
         let spec = Arc::new(spec);
-        let (consumer, task) = crate::subscription::spawn(&spec, |state, drain| {
+        let (consumer, task) = running::spawn(&spec, |state, drain| {
             ConsumerTask::new(Arc::clone(self), Arc::clone(&spec), state, drain)
         });
         consumers.push(Running {

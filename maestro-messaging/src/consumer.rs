@@ -31,7 +31,7 @@ use crate::in_flight::InFlight;
 use crate::intake::{Handling, Intake, Job};
 use crate::metrics::QueueMetrics;
 use crate::ordered;
-use crate::subscription::{ConsumerState, Drained};
+use crate::running::{ConsumerState, Drained};
 use crate::topology::{Binding, Topology};
 use crate::transport::{Deliveries, Incoming};
 use crate::trouble::Trouble;

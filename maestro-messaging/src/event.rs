@@ -41,6 +41,17 @@ pub trait Event: Serialize + DeserializeOwned + Send + Sync + 'static {
     }
 }
 
+/// The event's type, checked when the program is compiled.
+pub(crate) const fn type_of<E: Event>() -> &'static str {
+    const {
+        assert!(
+            is_event_type(E::TYPE),
+            "an event's TYPE is `<noun>.<past-participle>.v<major>`, such as `order.placed.v1`"
+        );
+    }
+    E::TYPE
+}
+
 /// Whether a type follows the convention; evaluated at compile time where an event is published or
 /// subscribed to.
 pub(crate) const fn is_event_type(text: &str) -> bool {

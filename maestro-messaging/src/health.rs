@@ -5,7 +5,7 @@ use std::sync::Arc;
 use maestro_metrics::{Criticality, DrainPhase, DrainStep, HealthCheck, HealthStatus, Leftover};
 
 use crate::client::Messaging;
-use crate::subscription::ConsumerState;
+use crate::running::ConsumerState;
 use crate::transport::Connectivity;
 
 impl Messaging {

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::client::Messaging;
 use crate::envelope::Envelope;
 use crate::error::{Error, ErrorKind};
-use crate::event::{Event, is_event_type};
+use crate::event::{self, Event};
 use crate::headers;
 use crate::transport::{Outgoing, Stored};
 
@@ -204,20 +204,15 @@ pub(crate) fn prepare<E: Event>(
     event: &E,
     message_id: Option<Uuid>,
 ) -> Result<(Envelope, Outgoing), Error> {
-    const {
-        assert!(
-            is_event_type(E::TYPE),
-            "an event's TYPE is `<noun>.<past-participle>.v<major>`, such as `order.placed.v1`"
-        );
-    }
-    let mut envelope = Envelope::new(E::TYPE, service.as_str());
+    let event_type = event::type_of::<E>();
+    let mut envelope = Envelope::new(event_type, service.as_str());
     if let Some(id) = message_id {
         envelope.message_id = id;
     }
     envelope.key = event.key().map(std::borrow::Cow::into_owned);
     envelope.enter(&Context::current());
     let body = serde_json::to_vec(event).map_err(|error| {
-        Error::new(ErrorKind::Codec, format!("encoding `{}` as JSON", E::TYPE)).with_source(error)
+        Error::new(ErrorKind::Codec, format!("encoding `{event_type}` as JSON")).with_source(error)
     })?;
     let outgoing = outgoing(
         service.events_exchange().as_str(),

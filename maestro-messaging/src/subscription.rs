@@ -1,24 +1,21 @@
-//! Subscribing: which events, how handled, and the handle on the running consumer.
+//! Subscribing: which events, and how handled.
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::Arc;
 use std::time::Duration;
 
 use maestro_config::{ServiceName, SubscriptionName};
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
 use crate::attendance::Attendance;
 use crate::batch::{self, BatchHandler, Received};
 use crate::client::Messaging;
-use crate::consumer::{ConsumerTask, Spec};
+use crate::consumer::Spec;
 use crate::error::{Error, ErrorKind};
-use crate::event::{Event, is_event_type};
+use crate::event::{self, Event, is_event_type};
 use crate::handler::{ErasedHandler, HandlerError, MessageContext, erase};
 use crate::in_flight::InFlight;
 use crate::intake::Handling;
+use crate::running::Consumer;
 use crate::topology::{Binding, QueueOptions, Topology};
 
 /// A subscription being built; [`start`](Self::start) runs it.
@@ -217,9 +214,38 @@ impl Subscription {
         self
     }
 
-    /// Stops receiving an event that earlier versions of this service handled: its binding is
-    /// removed at start. Until then, messages of that type are dead-lettered as unknown.
-    pub fn retire(mut self, publisher: &str, event_type: &str) -> Self {
+    /// Stops receiving an event of the service `publisher` that earlier versions of this service
+    /// handled: its binding is removed at start. Until then, messages of that type are dead-lettered
+    /// as unknown.
+    ///
+    /// ```no_run
+    /// # use maestro_messaging::{Error, Event, Messaging};
+    /// # #[derive(serde::Serialize, serde::Deserialize)] struct OrderPlaced { order_id: String }
+    /// # impl Event for OrderPlaced { const TYPE: &'static str = "order.placed.v2"; }
+    /// # #[derive(serde::Serialize, serde::Deserialize)] struct OrderChanged { order_id: String }
+    /// # impl Event for OrderChanged { const TYPE: &'static str = "order.changed.v1"; }
+    /// # async fn run(messaging: Messaging) -> Result<(), Error> {
+    /// messaging
+    ///     .subscription("billing")
+    ///     .on("shop", |event: OrderPlaced, _| async move { Ok(println!("{}", event.order_id)) })
+    ///     .retire::<OrderChanged>("shop")
+    ///     .retire_type("shop", "order.placed.v1") // its Rust type is gone
+    ///     .start()
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn retire<E: Event>(self, publisher: &str) -> Self {
+        self.retire_type(publisher, event::type_of::<E>())
+    }
+
+    /// The same as [`retire`](Self::retire), for an event whose Rust type has been deleted.
+    pub fn retire_type(mut self, publisher: &str, event_type: &str) -> Self {
+        if !is_event_type(event_type) {
+            self.note(&format!(
+                "`{event_type}`, which it retires, is no event type such as `order.placed.v1`"
+            ));
+        }
         match publisher.parse() {
             Ok(publisher) => self.retired.push((publisher, event_type.to_owned())),
             Err(error) => self.note(&format!("its retired publisher {error}")),
@@ -277,6 +303,18 @@ impl Subscription {
                 format!("starting a subscription: {error}"),
             )
         })?;
+        if let Some((publisher, event_type)) = self
+            .retired
+            .iter()
+            .find(|event| self.events.contains(event))
+        {
+            return Err(Error::new(
+                ErrorKind::Config,
+                format!(
+                    "starting subscription `{name}`: it handles `{event_type}` of `{publisher}`, and retires it"
+                ),
+            ));
+        }
         let wrong = match (self.handlers.is_empty(), &self.batch, self.options.ordered) {
             (true, None, _) => "it handles no event; add `.on(…)`",
             (false, Some(_), _) => "it has a batch handler and others; make it two subscriptions",
@@ -342,14 +380,9 @@ impl Subscription {
     }
 
     fn receive<E: Event>(&mut self, publisher: &str) {
-        const {
-            assert!(
-                is_event_type(E::TYPE),
-                "an event's TYPE is `<noun>.<past-participle>.v<major>`, such as `order.placed.v1`"
-            );
-        }
+        let event_type = event::type_of::<E>();
         match publisher.parse() {
-            Ok(publisher) => self.events.push((publisher, E::TYPE.to_owned())),
+            Ok(publisher) => self.events.push((publisher, event_type.to_owned())),
             Err(error) => self.note(&format!("its publisher {error}")),
         }
     }
@@ -371,123 +404,4 @@ impl std::fmt::Debug for Subscription {
             .field("options", &self.options)
             .finish_non_exhaustive()
     }
-}
-
-/// How a consumer is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ConsumerState {
-    /// Not consuming yet.
-    Starting,
-    /// Consuming everything it subscribed to.
-    Consuming,
-    /// Consuming, but not all of it, or slowly; why.
-    Degraded(String),
-    /// Not consuming, and trying to; why.
-    Interrupted(String),
-    /// Drained or closed.
-    Stopped,
-}
-
-/// A handle on a running subscription. Dropping it changes nothing: the consumer belongs to the
-/// client and runs until it is drained or the client is closed.
-///
-/// ```no_run
-/// # async fn example(consumer: maestro_messaging::Consumer) {
-/// use maestro_messaging::ConsumerState;
-///
-/// match consumer.state() {
-///     ConsumerState::Degraded(why) | ConsumerState::Interrupted(why) => {
-///         println!("{}: {why}", consumer.queue());
-///     }
-///     state => println!("{}: {state:?}", consumer.queue()),
-/// }
-/// let drained = consumer.drain().await; // this one alone; the client's others go on
-/// println!("{} handed back, {} abandoned", drained.handed_back, drained.abandoned);
-/// # }
-/// ```
-#[derive(Clone, Debug)]
-pub struct Consumer {
-    pub(crate) queue: Arc<str>,
-    pub(crate) dead_letter_queue: Arc<str>,
-    pub(crate) attendance: Attendance,
-    pub(crate) state: watch::Receiver<ConsumerState>,
-    pub(crate) drain: CancellationToken,
-    pub(crate) done: watch::Receiver<Option<Drained>>,
-}
-
-/// What a drain did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Drained {
-    /// Deliveries that were not started and went back to the queue.
-    pub handed_back: u64,
-    /// Handlers that did not finish in time; their messages go back to the queue, their effects may
-    /// be half-done.
-    pub abandoned: u64,
-}
-
-impl Consumer {
-    /// The queue's name.
-    pub fn queue(&self) -> &str {
-        &self.queue
-    }
-
-    /// How it is now.
-    pub fn state(&self) -> ConsumerState {
-        self.state.borrow().clone()
-    }
-
-    /// Waits until it consumes everything it subscribed to, or is stopped. A service does not need
-    /// it; a test does.
-    pub async fn ready(&self) {
-        let mut state = self.state.clone();
-        let settled = |state: &ConsumerState| {
-            matches!(state, ConsumerState::Consuming | ConsumerState::Stopped)
-        };
-        // An error means that the task is gone, which is stopped too.
-        let _ = state.wait_for(settled).await;
-    }
-
-    /// Stops receiving, finishes the handlers in flight, hands the rest back, and ends; bounded by
-    /// `MAESTRO_MESSAGING_DRAIN_TIMEOUT`. Dropping the future does not stop the drain.
-    pub async fn drain(&self) -> Drained {
-        self.drain.cancel();
-        let mut done = self.done.clone();
-        match done.wait_for(Option::is_some).await {
-            Ok(drained) => drained.unwrap_or_default(),
-            Err(_) => Drained::default(),
-        }
-    }
-
-    /// From the moment at which [`drain`](Self::drain) returns, when the task itself may have a few
-    /// instructions left.
-    pub(crate) fn has_ended(&self) -> bool {
-        // An error means that the task is gone.
-        self.done.has_changed().is_err() || self.done.borrow().is_some()
-    }
-}
-
-/// Runs a consumer's task and gives its handle.
-pub(crate) fn spawn(
-    spec: &Spec,
-    task: impl FnOnce(watch::Sender<ConsumerState>, CancellationToken) -> ConsumerTask,
-) -> (Consumer, JoinHandle<()>) {
-    let (state, watching) = watch::channel(ConsumerState::Starting);
-    let (finished, done) = watch::channel(None);
-    let drain = CancellationToken::new();
-    let task = task(state, drain.clone());
-    let handle = tokio::spawn(async move {
-        let drained = task.run().await;
-        finished.send_replace(Some(drained));
-    });
-    let consumer = Consumer {
-        queue: spec.queue.as_str().into(),
-        dead_letter_queue: spec.dead_letter_queue.as_str().into(),
-        attendance: spec.attendance.clone(),
-        state: watching,
-        drain,
-        done,
-    };
-    (consumer, handle)
 }

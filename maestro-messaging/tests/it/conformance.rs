@@ -119,6 +119,7 @@ on_both!(
     queues::other_arguments_stop_one_consumer_only,
     failures::what_waits_too_long_is_dead,
     queues::a_retired_event_is_unbound,
+    queues::an_event_is_handled_or_retired_and_has_a_valid_type,
 );
 
 fn event(number: u64) -> Placed {

@@ -149,7 +149,8 @@ pub(super) async fn a_retired_event_is_unbound(world: &World) {
     messaging
         .subscription("retiring")
         .on("orders", |_: Ignored, _| async { Ok(()) })
-        .retire("orders", "order.placed.v1")
+        .retire::<Placed>("orders")
+        .retire_type("orders", "order.changed.v1") // never bound, which is as good
         .start()
         .await
         .unwrap();
@@ -160,5 +161,29 @@ pub(super) async fn a_retired_event_is_unbound(world: &World) {
     .await;
     let kept = Ignored { number: 1 };
     assert!(messaging.publish(&kept).await.unwrap().routed());
+    messaging.close().await;
+}
+
+pub(super) async fn an_event_is_handled_or_retired_and_has_a_valid_type(world: &World) {
+    let messaging = world.client("orders").await;
+    let subscription = || {
+        messaging
+            .subscription("undecided")
+            .on("orders", |_: Placed, _| async { Ok(()) })
+    };
+    // Bound at start and unbound right after it, events would be missing without a word.
+    for (what, wrong) in [
+        ("retires it", subscription().retire::<Placed>("orders")),
+        ("`order.*`", subscription().retire_type("orders", "order.*")),
+        ("publisher", subscription().retire::<Ignored>("Orders!")),
+    ] {
+        let error = wrong.start().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+        assert!(error.to_string().contains(what), "{error}");
+    }
+    // The same type of another service is another event.
+    let other = subscription().retire::<Placed>("billing");
+    other.start().await.unwrap().ready().await;
+    messaging.publish(&event(1)).require_route().await.unwrap();
     messaging.close().await;
 }
