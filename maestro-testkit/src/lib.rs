@@ -50,6 +50,7 @@ mod service;
 mod settings;
 mod stack;
 mod template;
+mod tied;
 mod wire;
 
 pub use authority::{Authority, Certificate};
@@ -63,3 +64,4 @@ pub use server::Server;
 pub use service::{Origin, Service};
 pub use stack::{Stack, StackBuilder};
 pub use template::{Blank, Template, fingerprint};
+pub use tied::tied;

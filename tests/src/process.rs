@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use maestro_testkit::tied;
 use reqwest::StatusCode;
 use serde_json::Value;
 use tokio::process::{Child, Command};
@@ -35,7 +36,7 @@ impl Process {
         let address = free_address()?;
         let log = logs.join(format!("{name}.log"));
         let output = File::options().create(true).append(true).open(&log)?;
-        let child = Command::new(binary)
+        let child = Command::from(tied(binary))
             .env_clear()
             .envs(environment.iter().cloned())
             .env("MAESTRO_HTTP_LISTEN", address.to_string())
@@ -217,16 +218,18 @@ pub async fn until<T>(
     what: &str,
     mut look: impl AsyncFnMut() -> Result<Option<T>>,
 ) -> Result<T> {
-    let started = Instant::now();
-    loop {
-        if let Some(found) = look().await? {
-            return Ok(found);
+    let looking = async {
+        loop {
+            if let Some(found) = look().await? {
+                return Ok(found);
+            }
+            tokio::time::sleep(POLL).await;
         }
-        ensure!(
-            started.elapsed() < within,
-            "{what}: not seen within {within:?}"
-        );
-        tokio::time::sleep(POLL).await;
+    };
+    // Around the look too: it may be what never answers.
+    match tokio::time::timeout(within, looking).await {
+        Ok(found) => found,
+        Err(_) => bail!("{what}: not seen within {within:?}"),
     }
 }
 

@@ -172,14 +172,14 @@ pub(crate) async fn eventually<F: Future<Output = bool>>(
     what: &str,
     mut condition: impl FnMut() -> F,
 ) {
-    let started = Instant::now();
-    while !condition().await {
-        assert!(
-            started.elapsed() < PATIENCE,
-            "not within {PATIENCE:?}: {what}"
-        );
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let wait = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    // Around the condition too: it may be what never answers.
+    let held = tokio::time::timeout(PATIENCE, wait).await;
+    assert!(held.is_ok(), "not within {PATIENCE:?}: {what}");
 }
 
 /// Waits until the cache says it is well.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use maestro_cache::{Cache, CacheConfig, Region, RegionBuilder};
 use maestro_config::Environment;
+use maestro_testkit::tied;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
@@ -86,7 +87,7 @@ struct Reader {
 
 impl Reader {
     fn start(test: &str, directory: &Path) -> Self {
-        let mut process = Command::new(std::env::current_exe().unwrap())
+        let mut process = Command::from(tied(std::env::current_exe().unwrap()))
             .args([test, "--exact", "--nocapture"])
             .current_dir(directory)
             .stdin(Stdio::piped())

@@ -1,11 +1,12 @@
 //! Behind PgBouncer in transaction mode: of the version this machine has, used or refused.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use maestro_db::{Db, DbConfig, Error, ErrorKind, TenantModel};
-use maestro_testkit::Sandbox;
+use maestro_testkit::{Sandbox, tied};
 
 use crate::coordination::{next, text};
 use crate::observe::{OWN_TEXT, TAGS};
@@ -89,9 +90,9 @@ impl Drop for PgBouncer {
 }
 
 fn start(ini: &Path, as_root: bool) -> Child {
-    let mut command = Command::new("pgbouncer");
+    let mut command = tied("pgbouncer");
     if as_root {
-        command.args(["-u", "nobody"]);
+        command.uid(NOBODY).gid(NOBODY);
     }
     command
         .arg(ini)
@@ -101,6 +102,9 @@ fn start(ini: &Path, as_root: bool) -> Child {
         .spawn()
         .expect("PgBouncer is needed: apt-get install pgbouncer")
 }
+
+/// The id of the user and of the group that own nothing.
+const NOBODY: u32 = 65_534;
 
 /// False when it ended instead: somebody else had taken its port.
 async fn listens(process: &mut Child, port: u16) -> bool {

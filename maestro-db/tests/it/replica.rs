@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use maestro_db::{Db, DbConfig, Error, ErrorKind};
-use maestro_testkit::{Sandbox, Stack};
+use maestro_testkit::{Sandbox, Stack, tied};
 use parking_lot::Mutex;
 use sqlx::{Connection as _, PgConnection};
 use url::Url;
@@ -135,7 +135,7 @@ fn start(programs: &std::path::Path, data: &tempfile::TempDir, port: u16) -> Chi
 }
 
 fn command(programs: &std::path::Path, name: &str) -> Command {
-    let mut command = Command::new(programs.join(name));
+    let mut command = tied(programs.join(name));
     command
         .stdin(Stdio::null())
         .stdout(Stdio::null())

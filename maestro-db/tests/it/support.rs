@@ -136,11 +136,14 @@ pub(crate) async fn eventually(
     limit: Duration,
     mut condition: impl AsyncFnMut() -> bool,
 ) {
-    let started = Instant::now();
-    while !condition().await {
-        assert!(started.elapsed() < limit, "not within {limit:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    let wait = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    // Around the condition too: it may be what never answers.
+    let held = tokio::time::timeout(limit, wait).await;
+    assert!(held.is_ok(), "not within {limit:?}: {what}");
 }
 
 pub(crate) async fn count(db: &Db, sql: &'static str) -> i64 {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use maestro_testkit::Port;
+use maestro_testkit::{Port, tied};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
@@ -45,7 +45,7 @@ impl Nodes {
         let directory = tempfile::tempdir().unwrap();
         let mapper = Port::reserve().unwrap();
         let number = mapper.number();
-        let epmd = Command::new("epmd")
+        let epmd = Command::from(tied("epmd"))
             .args(["-port", &number.to_string(), "-address", "127.0.0.1"])
             .kill_on_drop(true)
             .stdout(Stdio::null())
@@ -171,7 +171,7 @@ impl Node {
     }
 
     fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(PathBuf::from(BINARIES).join(program));
+        let mut command = Command::from(tied(PathBuf::from(BINARIES).join(program)));
         command.envs(&self.environment).kill_on_drop(true);
         command
     }
@@ -179,11 +179,13 @@ impl Node {
     async fn ready(&self) {
         let url = format!("amqp://guest:guest@127.0.0.1:{}/%2F", self.port);
         within(Duration::from_mins(2), "the node answers", || async {
-            let properties = lapin::ConnectionProperties::default();
-            match lapin::Connection::connect(&url, properties).await {
-                Ok(connection) => connection.close(200, "seen".into()).await.is_ok(),
-                Err(_) => false,
-            }
+            // The driver waits without end for a node that goes on booting meanwhile.
+            let answer = tokio::time::timeout(Duration::from_secs(10), async {
+                let properties = lapin::ConnectionProperties::default();
+                let connection = lapin::Connection::connect(&url, properties).await?;
+                connection.close(200, "seen".into()).await
+            });
+            matches!(answer.await, Ok(Ok(())))
         })
         .await;
     }

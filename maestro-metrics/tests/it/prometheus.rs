@@ -15,6 +15,7 @@ use maestro_metrics::{
     ErrorKind, HealthRegistry, Histogram, Metric, Operations, Pusher, observe_process,
     observe_runtime,
 };
+use maestro_testkit::tied;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tower::ServiceExt;
@@ -129,7 +130,7 @@ impl Prometheus {
         );
         std::fs::write(&config, text).unwrap();
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
-        let child = Command::new(generation.program())
+        let child = tied(generation.program())
             .arg(format!("--config.file={}", config.display()))
             .arg(format!(
                 "--storage.tsdb.path={}",

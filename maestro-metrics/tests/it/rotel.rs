@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use maestro_metrics::Context;
+use maestro_testkit::tied;
 use tracing::{Instrument, info_span};
 
 use crate::collector::{Behaviour, Collector, text};
@@ -57,7 +58,7 @@ impl Rotel {
     async fn start(host: &str, next: &Collector) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let log = std::fs::File::create(folder.path().join("output")).unwrap();
-        let child = Command::new(agent())
+        let child = tied(agent())
             .arg("start")
             .args(["--otlp-http-endpoint", &format!("{host}:4318")])
             .args(["--otlp-grpc-endpoint", &format!("{host}:4317")])

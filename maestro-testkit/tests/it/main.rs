@@ -12,3 +12,4 @@ mod sandboxes;
 mod sharing;
 mod sources;
 mod templates;
+mod tied;

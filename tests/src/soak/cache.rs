@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use maestro_testkit::{Link, Sandbox, Server, Service, Stack};
+use maestro_testkit::{Link, Sandbox, Server, Service, Stack, tied};
 use rustix::process::{Pid, Signal};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -241,7 +241,7 @@ impl Side {
         environment: Vec<(String, String)>,
         ledger: &Arc<Mutex<Ledger>>,
     ) -> Result<Self> {
-        let mut child = Command::new(program)
+        let mut child = Command::from(tied(program))
             .args(["cache-side", "--side", &number.to_string()])
             .args(["--seed", &plan.seed.to_string(), "--origin"])
             .arg(origin)

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::process::Stdio;
 
 use anyhow::{Context, Result};
-use maestro_testkit::Stack;
+use maestro_testkit::{Stack, tied};
 use maestro_tests::{Collector, Platform, Span, free_address, http, until};
 use serde_json::json;
 use tokio::process::Command;
@@ -170,7 +170,7 @@ async fn a_real_prometheus_scrapes_both_services_without_a_warning() -> Result<(
     std::fs::write(home.join("prometheus.yml"), config)?;
     let listen = free_address()?;
     let log = std::fs::File::create(home.join("log"))?;
-    let mut prometheus = Command::new("prometheus")
+    let mut prometheus = Command::from(tied("prometheus"))
         .arg(format!(
             "--config.file={}",
             home.join("prometheus.yml").display()
