@@ -25,9 +25,8 @@ fuzz_target!(|input: (&str, &str)| {
     }
 });
 
-/// What follows the user and password, up to the path.
-fn host(url: &str) -> &str {
-    let rest = url.split_once("://").map_or("", |(_, rest)| rest);
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    authority.rsplit('@').next().unwrap_or_default()
+/// However it is written: `[::0]` and `[::]` are one.
+fn host(url: &str) -> Option<String> {
+    let url = url::Url::parse(url).ok()?;
+    Some(format!("{:?}:{:?}", url.host()?, url.port()))
 }

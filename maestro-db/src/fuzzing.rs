@@ -29,19 +29,23 @@ pub fn statement(sql: &str) {
     }
 }
 
-/// The URL of a database: one that is accepted names host, role and database, and neither it nor
+/// The URL of a database, and what may follow a password in one: one that is accepted names host, role and database, and neither it nor
 /// what is wrong with another shows a password.
 pub fn address(text: &str) {
     const CANARY: &str = "canary-17";
-    let text = text.replacen("://", &format!("://user:{CANARY}@"), 1);
-    match Endpoint::parse(&Secret::new(text)) {
-        Ok(endpoint) => {
-            assert!(!endpoint.host.is_empty());
-            assert!(!endpoint.user.is_empty());
-            assert!(!endpoint.database.is_empty());
-            assert!(!format!("{endpoint} {endpoint:?}").contains(CANARY));
+    for text in [
+        text.to_owned(),
+        format!("postgresql://user:{CANARY}@{text}"),
+    ] {
+        match Endpoint::parse(&Secret::new(text)) {
+            Ok(endpoint) => {
+                assert!(!endpoint.host.is_empty());
+                assert!(!endpoint.user.is_empty());
+                assert!(!endpoint.database.is_empty());
+                assert!(!format!("{endpoint} {endpoint:?}").contains(CANARY));
+            }
+            Err(problem) => assert!(!problem.contains(CANARY), "{problem}"),
         }
-        Err(problem) => assert!(!problem.contains(CANARY), "{problem}"),
     }
 }
 
@@ -77,7 +81,7 @@ mod tests {
 
         #[test]
         fn a_url_is_whole_or_refused(
-            url in "postgres(ql)?://([a-z%0-9+]{0,6}@)?[a-z.\\[\\]:0-9]{0,8}(/[a-z%+0-9]{0,5})?(\\?sslmode=[a-z]{0,7})?",
+            url in "(postgres(ql)?://)?([a-z%0-9+]{0,6}@)?[a-z.\\[\\]:0-9]{0,8}(/[a-z%+0-9]{0,5})?(\\?sslmode=[a-z]{0,7})?",
         ) {
             super::address(&url);
         }
