@@ -64,7 +64,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Region<T> {
     {
         let ids: Vec<EntryId<'_>> = ids.into_iter().map(Into::into).collect();
         for id in &ids {
-            check(id.as_bytes().len(), &[])?;
+            check(id.length(), &[])?;
         }
         self.0.get_many(&ids).await
     }
@@ -87,7 +87,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Region<T> {
         let mut encoded = Vec::new();
         for (id, value) in values {
             let id = id.into();
-            check(id.as_bytes().len(), &[])?;
+            check(id.length(), &[])?;
             let value = codec::encode(self.name(), value.borrow(), &region.options)?;
             encoded.push((id, value));
         }
@@ -115,7 +115,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Region<T> {
     {
         let ids: Vec<EntryId<'_>> = ids.into_iter().map(Into::into).collect();
         for id in &ids {
-            check(id.as_bytes().len(), &[])?;
+            check(id.length(), &[])?;
         }
         let mut removals = Vec::new();
         for chunk in ids.chunks(REMOVALS_A_SCRIPT) {

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::error::{Error, ErrorKind};
 
@@ -210,8 +210,8 @@ fn too_long(what: &str, length: usize) -> Error {
     )
 }
 
-/// The id of an entry: text, a number or a UUID. Numbers and UUIDs are written on the stack, so
-/// that a hit in process memory allocates nothing.
+/// The id of an entry: text, a number or a UUID. What is written for numbers and UUIDs is written on the
+/// stack, so that a hit in process memory allocates nothing.
 ///
 /// ```
 /// use maestro_cache::EntryId;
@@ -225,11 +225,65 @@ pub struct EntryId<'a>(Repr<'a>);
 #[derive(Clone)]
 enum Repr<'a> {
     Text(Cow<'a, str>),
-    /// ASCII digits, `-` and hexadecimal only.
-    Short {
-        bytes: [u8; 40],
-        length: u8,
-    },
+    /// Written when somebody asks for the text: process memory looks a number up as it is.
+    Number(u64, OnceLock<Short>),
+    Short(Short),
+}
+
+/// At most 40 ASCII characters: the longest number has 39 digits and a sign.
+#[derive(Clone, Copy)]
+struct Short {
+    bytes: [u8; 40],
+    length: u8,
+}
+
+/// An id as process memory looks it up. A number and its text are one id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Name<'a> {
+    Number(u64),
+    Text(&'a [u8]),
+}
+
+impl<'a> Name<'a> {
+    /// Of a text, which is a number when it is written as one is.
+    pub(crate) fn of(text: &'a str) -> Self {
+        let text = text.as_bytes();
+        number(text).map_or(Self::Text(text), Self::Number)
+    }
+}
+
+/// The number that is written as this text: no sign, no zero in front, 64 bits.
+fn number(text: &[u8]) -> Option<u64> {
+    match text {
+        [] | [b'0', _, ..] => None,
+        digits => digits.iter().try_fold(0_u64, |number, digit| {
+            let digit = digit.wrapping_sub(b'0');
+            let shifted = number.checked_mul(10).filter(|_| digit < 10)?;
+            shifted.checked_add(u64::from(digit))
+        }),
+    }
+}
+
+impl Short {
+    #[inline]
+    fn new(text: &[u8]) -> Self {
+        let mut bytes = [0; 40];
+        let length = text.len().min(bytes.len());
+        bytes[..length].copy_from_slice(&text[..length]);
+        Self {
+            bytes,
+            length: u8::try_from(length).unwrap_or(0),
+        }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        let length = usize::from(self.length);
+        self.bytes.get(..length).unwrap_or_default()
+    }
+
+    fn as_str(&self) -> &str {
+        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
+    }
 }
 
 impl EntryId<'_> {
@@ -237,16 +291,30 @@ impl EntryId<'_> {
     pub fn as_str(&self) -> &str {
         match &self.0 {
             Repr::Text(text) => text,
-            Repr::Short { .. } => std::str::from_utf8(self.as_bytes()).unwrap_or_default(),
+            // Formatting by the standard library takes several times as long.
+            Repr::Number(number, text) => text
+                .get_or_init(|| Short::new(itoa::Buffer::new().format(*number).as_bytes()))
+                .as_str(),
+            Repr::Short(short) => short.as_str(),
         }
     }
 
-    /// The bytes of the text. Whoever only looks them up need not show that they are one.
+    /// How process memory knows it.
     #[inline]
-    pub(crate) fn as_bytes(&self) -> &[u8] {
+    pub(crate) fn name(&self) -> Name<'_> {
         match &self.0 {
-            Repr::Text(text) => text.as_bytes(),
-            Repr::Short { bytes, length } => bytes.get(..usize::from(*length)).unwrap_or_default(),
+            Repr::Text(text) => Name::of(text),
+            Repr::Number(number, _) => Name::Number(*number),
+            Repr::Short(short) => Name::Text(short.as_bytes()),
+        }
+    }
+
+    /// Bytes of its text, or a few more.
+    #[inline]
+    pub(crate) fn length(&self) -> usize {
+        match &self.0 {
+            Repr::Text(text) => text.len(),
+            Repr::Number(..) | Repr::Short(_) => size_of::<Short>(),
         }
     }
 }
@@ -279,10 +347,10 @@ impl From<uuid::Uuid> for EntryId<'_> {
     fn from(id: uuid::Uuid) -> Self {
         let mut bytes = [0; 40];
         let length = id.hyphenated().encode_lower(&mut bytes).len();
-        Self(Repr::Short {
+        Self(Repr::Short(Short {
             bytes,
             length: u8::try_from(length).unwrap_or(0),
-        })
+        }))
     }
 }
 
@@ -291,27 +359,27 @@ macro_rules! numbers {
         impl From<$number> for EntryId<'_> {
             #[inline]
             fn from(number: $number) -> Self {
-                // Formatting by the standard library takes as long as the lookup that follows.
-                Self::short(itoa::Buffer::new().format(number).as_bytes())
+                Self(match u64::try_from(number) {
+                    Ok(number) => Repr::Number(number, OnceLock::new()),
+                    Err(_) => Repr::Short(Short::new(itoa::Buffer::new().format(number).as_bytes())),
+                })
             }
         }
     )+};
 }
-numbers!(u16, u32, u64, u128, usize, i16, i32, i64, i128, isize);
+numbers!(u128, usize, i16, i32, i64, i128, isize);
 
-impl EntryId<'_> {
-    /// At most 40 ASCII characters: the longest number has 39 digits and a sign.
-    #[inline]
-    fn short(text: &[u8]) -> Self {
-        let mut bytes = [0; 40];
-        let length = text.len().min(bytes.len());
-        bytes[..length].copy_from_slice(&text[..length]);
-        Self(Repr::Short {
-            bytes,
-            length: u8::try_from(length).unwrap_or(0),
-        })
-    }
+macro_rules! small_numbers {
+    ($($number:ty),+) => {$(
+        impl From<$number> for EntryId<'_> {
+            #[inline]
+            fn from(number: $number) -> Self {
+                Self(Repr::Number(number.into(), OnceLock::new()))
+            }
+        }
+    )+};
 }
+small_numbers!(u16, u32, u64);
 
 #[cfg(test)]
 mod tests {
@@ -325,6 +393,20 @@ mod tests {
         assert_eq!(EntryId::from(u128::MAX).as_str(), u128::MAX.to_string());
         let id = uuid::Uuid::from_u128(0x0123_4567_89ab_cdef);
         assert_eq!(EntryId::from(id).as_str(), id.to_string());
+    }
+
+    #[test]
+    fn process_memory_takes_a_number_and_its_text_for_one_id_and_nothing_else() {
+        assert_eq!(EntryId::from(42_i64).name(), EntryId::from("42").name());
+        let most = u64::MAX.to_string();
+        assert_eq!(EntryId::from(u64::MAX).name(), EntryId::from(&most).name());
+        let above = u128::from(u64::MAX) + 1;
+        let text = above.to_string();
+        assert_eq!(EntryId::from(above).name(), EntryId::from(&text).name());
+        assert_eq!(EntryId::from(-1).name(), EntryId::from("-1").name());
+        for text in ["", "042", "00", "+42", "4 2", "42\0", "4２"] {
+            assert_eq!(Name::of(text), Name::Text(text.as_bytes()));
+        }
     }
 
     #[test]
@@ -346,6 +428,11 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn two_texts_never_share_a_place_in_process_memory(a in "[0-2+-]{0,3}", b in "[0-2+-]{0,3}") {
+            prop_assert_eq!(Name::of(&a) == Name::of(&b), a == b);
+        }
+
         #[test]
         fn every_key_carries_the_prefix_and_reads_back_as_itself(
             region in "[a-z][a-z0-9-]{0,12}",

@@ -73,7 +73,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Entry<'_, T> {
     {
         let region = &self.region.0;
         let inner = region.inner();
-        check(self.id.as_bytes().len(), &self.tags)?;
+        check(self.id.length(), &self.tags)?;
         let tags = self.tags.iter();
         let slots: Vec<_> = tags.map(|tag| inner.coherence.tags.slot(tag)).collect();
         let flight = self.board(optional, &slots, suspect, loader).await;

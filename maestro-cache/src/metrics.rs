@@ -2,6 +2,7 @@
 
 use maestro_metrics::{
     Catalogue, Counter, FAST_DURATION_BUCKETS, Family, Gauge, Histogram, Metric, Registry,
+    StripedCounter,
 };
 
 use crate::config::CacheConfig;
@@ -298,9 +299,9 @@ impl Metrics {
         let request = |level, result| requests.with([name, level, result]);
         RegionMetrics {
             name: name.into(),
-            local_hit: request("local", "hit"),
-            local_miss: request("local", "miss"),
-            redis_hit: request("redis", "hit"),
+            local_hit: request("local", "hit").striped(),
+            local_miss: request("local", "miss").striped(),
+            redis_hit: request("redis", "hit").striped(),
             redis_miss: request("redis", "miss"),
             redis_stale: request("redis", "stale"),
             redis_error: request("redis", "error"),
@@ -317,9 +318,9 @@ impl Metrics {
 #[derive(Debug)]
 pub(crate) struct RegionMetrics {
     name: Box<str>,
-    pub(crate) local_hit: Counter,
-    pub(crate) local_miss: Counter,
-    pub(crate) redis_hit: Counter,
+    pub(crate) local_hit: StripedCounter,
+    pub(crate) local_miss: StripedCounter,
+    pub(crate) redis_hit: StripedCounter,
     pub(crate) redis_miss: Counter,
     pub(crate) redis_stale: Counter,
     pub(crate) redis_error: Counter,

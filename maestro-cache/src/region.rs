@@ -93,9 +93,10 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
     }
 
     /// `now` may be a glance at the clock.
+    #[inline]
     pub(crate) fn local(&self, id: &EntryId<'_>, now: Nanos) -> Local<T> {
         let coherence = &self.inner().coherence;
-        match coherence.lookup(&self.state, id.as_bytes(), now) {
+        match coherence.lookup(&self.state, &id.name(), now) {
             Lookup::Hit { value, refresh_at } => {
                 self.metrics.local_hit.increment();
                 let aging = now >= refresh_at;
@@ -155,14 +156,26 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> RegionInner<T> {
     }
 
     async fn get(&self, id: &EntryId<'_>, tags: &[String]) -> Result<Option<Arc<T>>, Error> {
-        check(id.as_bytes().len(), tags)?;
+        check(id.length(), tags)?;
         let now = self.inner().clock.glance();
         let suspect = match self.local(id, now) {
             Local::Hit { value, .. } => return Ok(value),
             Local::Suspect { entry, value } => Some((entry, value)),
             Local::Miss => None,
         };
-        match self.read(id.as_str(), tags, suspect.as_ref()).await {
+        // Boxed: whoever gets a hit would otherwise move the whole future of a read about.
+        Box::pin(self.ask(id.as_str(), tags, suspect, now)).await
+    }
+
+    /// Asks Redis for what process memory does not hold, or is not sure of.
+    async fn ask(
+        &self,
+        id: &str,
+        tags: &[String],
+        suspect: Option<(LocalEntry, Option<Arc<T>>)>,
+        now: Nanos,
+    ) -> Result<Option<Arc<T>>, Error> {
+        match self.read(id, tags, suspect.as_ref()).await {
             Ok(Found::Current { value, .. }) => Ok(value),
             Ok(Found::Stale(_) | Found::Nothing | Found::Invalidated) => Ok(None),
             Err(error) if error.kind().is_outage() => match suspect {

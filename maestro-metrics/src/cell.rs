@@ -2,33 +2,44 @@
 //! few shards, so that threads do not fight over lines.
 
 use std::cell::Cell;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 
 use crate::catalogue::{Description, Unit};
 use crate::propagation::{SpanId, TraceContext, TraceId};
+use crate::stripes::Stripes;
 
 /// Two 64-byte lines: x86 prefetches lines in pairs, and some ARM cores have lines of 128 bytes.
 #[repr(align(128))]
 #[derive(Debug, Default)]
-pub(crate) struct Integer(AtomicU64);
+pub(crate) struct Integer {
+    shared: AtomicU64,
+    /// Made for the first handle that counts on them.
+    stripes: OnceLock<Arc<Stripes>>,
+}
 
 impl Integer {
     #[inline]
     pub(crate) fn add(&self, n: u64) {
-        self.0.fetch_add(n, Ordering::Relaxed);
+        self.shared.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub(crate) fn stripes(&self) -> &Arc<Stripes> {
+        self.stripes.get_or_init(Arc::default)
     }
 
     pub(crate) fn value(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        let striped = self.stripes.get().map_or(0, |stripes| stripes.value());
+        self.shared.load(Ordering::Relaxed).wrapping_add(striped)
     }
 
     /// The value; 0 from now on.
     pub(crate) fn take(&self) -> u64 {
-        self.0.swap(0, Ordering::Relaxed)
+        let striped = self.stripes.get().map_or(0, |stripes| stripes.take());
+        self.shared.swap(0, Ordering::Relaxed).wrapping_add(striped)
     }
 }
 

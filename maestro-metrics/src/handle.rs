@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::catalogue::Description;
 use crate::cell::{HistogramCells, Integer, Number};
 use crate::propagation::TraceContext;
+use crate::stripes::Stripes;
 
 /// Counts events; only grows. A clone counts on the same cell.
 ///
@@ -39,6 +40,57 @@ impl Counter {
     /// The count so far.
     pub fn value(&self) -> u64 {
         self.0.value()
+    }
+
+    /// A handle on the same count for the few places that come by millions of times a second. Takes
+    /// 2 KiB, once for all of them.
+    pub fn striped(&self) -> StripedCounter {
+        StripedCounter {
+            stripes: Arc::clone(self.0.stripes()),
+            counter: self.clone(),
+        }
+    }
+}
+
+/// A [`Counter`] on which each of the first 16 threads counts on a cache line of its own, without an
+/// atomic addition; those beyond them as on the counter. Made by [`Counter::striped`].
+///
+/// ```
+/// use maestro_metrics::{Counter, Metric, Registry};
+///
+/// const HITS: Metric<Counter> = Metric::counter("orders_hits_total", "Orders found in memory.");
+///
+/// let hits = Registry::detached().metric(&HITS);
+/// let hot = hits.striped();
+/// hot.increment();
+/// hot.add(2);
+/// assert_eq!(hits.value(), 3);
+/// assert_eq!(hot.value(), 3);
+/// ```
+#[derive(Clone)]
+pub struct StripedCounter {
+    counter: Counter,
+    stripes: Arc<Stripes>,
+}
+
+impl StripedCounter {
+    /// Adds one.
+    #[inline]
+    pub fn increment(&self) {
+        self.add(1);
+    }
+
+    /// Adds `n`.
+    #[inline]
+    pub fn add(&self, n: u64) {
+        if !self.stripes.add(n) {
+            self.counter.add(n);
+        }
+    }
+
+    /// The count so far, of all handles.
+    pub fn value(&self) -> u64 {
+        self.counter.value()
     }
 }
 
@@ -176,7 +228,7 @@ macro_rules! debug {
         }
     )+};
 }
-debug!(Counter, Gauge, Histogram);
+debug!(Counter, StripedCounter, Gauge, Histogram);
 
 /// The three handles; nothing outside this crate can be one, because the formats know no other.
 pub trait Handle: sealed::Sealed + Clone + Send + Sync + 'static {}

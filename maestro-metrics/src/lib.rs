@@ -94,6 +94,7 @@ mod span;
 #[cfg(not(feature = "otlp"))]
 #[path = "span_absent.rs"]
 mod span;
+mod stripes;
 #[cfg(feature = "otlp")]
 mod telemetry;
 mod timestamp;
@@ -111,7 +112,7 @@ pub use encode::Format;
 #[cfg(any(feature = "http", feature = "otlp", feature = "push"))]
 pub use error::{Error, ErrorKind};
 pub use family::{Family, OVERFLOW, Observable};
-pub use handle::{Counter, Gauge, Handle, Histogram, Tracked};
+pub use handle::{Counter, Gauge, Handle, Histogram, StripedCounter, Tracked};
 pub use health::{
     Answer, CheckReport, Criticality, HealthCheck, HealthRegistry, HealthReport, HealthState,
     HealthStatus, Probe,

@@ -109,8 +109,8 @@ impl World {
     /// A hit may be older than a finished write of another process by the lease, no more; older
     /// than our own not at all.
     fn check(&mut self) {
-        let id = ID.as_bytes();
-        let Lookup::Hit { value, .. } = self.coherence.lookup(&self.region, id, self.now) else {
+        let id = Name::of(ID);
+        let Lookup::Hit { value, .. } = self.coherence.lookup(&self.region, &id, self.now) else {
             return;
         };
         let created = *value.unwrap().downcast::<u64>().unwrap();
