@@ -28,16 +28,27 @@ use crate::turn::Turn;
 
 type LoadError = Box<dyn StdError + Send + Sync>;
 
+/// Brings a value; called at most once, in a task of its own.
+pub(crate) trait Loader<T>: Send + 'static {
+    fn bring(self) -> impl Future<Output = Result<Option<T>, LoadError>> + Send;
+}
+
+impl<T, F, Fut> Loader<T> for F
+where
+    F: FnOnce() -> Fut + Send + 'static,
+    Fut: Future<Output = Result<Option<T>, LoadError>> + Send + 'static,
+{
+    fn bring(self) -> impl Future<Output = Result<Option<T>, LoadError>> + Send {
+        self()
+    }
+}
+
 impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Entry<'_, T> {
-    pub(crate) async fn load<F, Fut>(
+    pub(crate) async fn load(
         self,
         optional: bool,
-        loader: F,
-    ) -> Result<Option<Arc<T>>, Error>
-    where
-        F: FnOnce() -> Fut + Send + 'static,
-        Fut: Future<Output = Result<Option<T>, LoadError>> + Send + 'static,
-    {
+        loader: impl Loader<T>,
+    ) -> Result<Option<Arc<T>>, Error> {
         let region = &self.region.0;
         let inner = region.inner();
         let now = inner.clock.glance();
@@ -61,16 +72,12 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Entry<'_, T> {
     }
 
     /// Waits for a load: one under way, or one of its own.
-    async fn fly<F, Fut>(
+    async fn fly(
         &self,
         optional: bool,
         suspect: Option<(LocalEntry, Option<Arc<T>>)>,
-        loader: F,
-    ) -> Result<Option<Arc<T>>, Error>
-    where
-        F: FnOnce() -> Fut + Send + 'static,
-        Fut: Future<Output = Result<Option<T>, LoadError>> + Send + 'static,
-    {
+        loader: impl Loader<T>,
+    ) -> Result<Option<Arc<T>>, Error> {
         let region = &self.region.0;
         let inner = region.inner();
         check(self.id.length(), &self.tags)?;
@@ -87,17 +94,13 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Entry<'_, T> {
     }
 
     /// Joins a load under way, or starts one.
-    async fn board<F, Fut>(
+    async fn board(
         &self,
         optional: bool,
         slots: &[Arc<MarkerSlot>],
         suspect: Option<(LocalEntry, Option<Arc<T>>)>,
-        loader: F,
-    ) -> Arc<Flight<T>>
-    where
-        F: FnOnce() -> Fut + Send + 'static,
-        Fut: Future<Output = Result<Option<T>, LoadError>> + Send + 'static,
-    {
+        loader: impl Loader<T>,
+    ) -> Arc<Flight<T>> {
         let region = &self.region.0;
         let id = self.id.as_str();
         let inner = region.inner();
@@ -137,11 +140,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Entry<'_, T> {
 
     /// Loads a value that is current and will not be for long, in the background; unless that is under
     /// way, failed a moment ago, or Redis is away.
-    fn refresh<F, Fut>(&self, optional: bool, value: Option<Arc<T>>, loader: F)
-    where
-        F: FnOnce() -> Fut + Send + 'static,
-        Fut: Future<Output = Result<Option<T>, LoadError>> + Send + 'static,
-    {
+    fn refresh(&self, optional: bool, value: Option<Arc<T>>, loader: impl Loader<T>) {
         let region = &self.region.0;
         let (inner, id) = (region.inner(), self.id.as_str());
         let now = inner.clock.now();
@@ -211,11 +210,7 @@ pub(crate) struct Load<T> {
 }
 
 impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Load<T> {
-    async fn run<F, Fut>(self, suspect: Option<(LocalEntry, Option<Arc<T>>)>, loader: F)
-    where
-        F: FnOnce() -> Fut + Send,
-        Fut: Future<Output = Result<Option<T>, LoadError>> + Send,
-    {
+    async fn run(self, suspect: Option<(LocalEntry, Option<Arc<T>>)>, loader: impl Loader<T>) {
         let inner = self.region.inner();
         let mut stale = suspect.as_ref().and_then(|(_, value)| value.clone());
         let mut up = inner.server.link.is_up();
@@ -320,11 +315,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Load<T> {
     }
 
     /// Loads a value that is current, and goes on serving it when that fails.
-    async fn renew<F, Fut>(self, current: Option<Arc<T>>, loader: F)
-    where
-        F: FnOnce() -> Fut + Send,
-        Fut: Future<Output = Result<Option<T>, LoadError>> + Send,
-    {
+    async fn renew(self, current: Option<Arc<T>>, loader: impl Loader<T>) {
         let mut turn = None;
         if self.region.options.one_load.is_some() {
             turn = self.try_turn().await;
@@ -362,11 +353,11 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Load<T> {
     }
 
     /// Calls the loader, under the deadline and within the number of loads allowed.
-    async fn load<F, Fut>(&self, up: bool, loader: F) -> Result<(Option<T>, Option<Micros>), Error>
-    where
-        F: FnOnce() -> Fut + Send,
-        Fut: Future<Output = Result<Option<T>, LoadError>> + Send,
-    {
+    async fn load(
+        &self,
+        up: bool,
+        loader: impl Loader<T>,
+    ) -> Result<(Option<T>, Option<Micros>), Error> {
         let region = &self.region;
         let limit = region.options.load_timeout;
         let deadline = Instant::now() + limit;
@@ -399,7 +390,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Load<T> {
         };
         self.pilot.loading(ticket, began);
         let started = Instant::now();
-        let loaded = match timeout_at(deadline, loader()).await {
+        let loaded = match timeout_at(deadline, loader.bring()).await {
             Ok(Ok(value)) => Ok((value, began)),
             Ok(Err(error)) => Err(Error::with_source(
                 ErrorKind::Load,
