@@ -5,11 +5,10 @@ use std::time::{Duration, Instant};
 
 use maestro_cache::{Cache, Outcome, Region};
 use maestro_metrics::HealthState;
-use tokio::sync::Notify;
 
 use crate::place::{
-    BOUND, PATIENCE, Report, cache, change_user, config, eventually, hasty, healthy, metric,
-    reads_sent, report, sandbox,
+    BOUND, HeldLoad, PATIENCE, Report, cache, change_user, config, eventually, hasty, healthy,
+    metric, reads_sent, report, sandbox,
 };
 
 const LOCAL_HITS: &str =
@@ -79,18 +78,7 @@ async fn without_news_a_later_caller_does_not_join_a_load_that_is_older_than_a_r
     hears_nothing(&ours).await;
     hears_nothing(&theirs).await;
 
-    let (began, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let (told, waits) = (Arc::clone(&began), Arc::clone(&go_on));
-    let first = reports.clone();
-    let first = tokio::spawn(async move {
-        let load = move || async move {
-            told.notify_one();
-            waits.notified().await;
-            Ok::<_, std::io::Error>(report(1))
-        };
-        first.entry(1_u64).get_or_load(load).await
-    });
-    began.notified().await;
+    let older = HeldLoad::begin(&reports).await;
     let sharing = reports.clone();
     let sharing = tokio::spawn(async move {
         let other = || async { Ok::<_, std::io::Error>(report(3)) };
@@ -104,8 +92,7 @@ async fn without_news_a_later_caller_does_not_join_a_load_that_is_older_than_a_r
     let later = tokio::time::timeout(PATIENCE, later).await;
     let later = later.expect("the older load was joined").unwrap();
     assert_ne!(*later, report(1));
-    go_on.notify_one();
-    assert_eq!(*first.await.unwrap().unwrap(), report(1));
+    assert_eq!(*older.end().await, report(1));
     sharing.await.unwrap().unwrap();
 }
 
@@ -122,18 +109,7 @@ async fn while_redis_is_away_a_load_is_joined_no_longer_than_memory_serves_witho
     })
     .await;
     let since = Instant::now();
-    let (began, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let (told, waits) = (Arc::clone(&began), Arc::clone(&go_on));
-    let first = reports.clone();
-    let first = tokio::spawn(async move {
-        let load = move || async move {
-            told.notify_one();
-            waits.notified().await;
-            Ok::<_, std::io::Error>(report(1))
-        };
-        first.entry(1_u64).get_or_load(load).await
-    });
-    began.notified().await;
+    let older = HeldLoad::begin(&reports).await;
     let later = reports.clone();
     eventually("a later caller loads for itself", || async {
         let load = || async { Ok::<_, std::io::Error>(report(2)) };
@@ -143,8 +119,7 @@ async fn while_redis_is_away_a_load_is_joined_no_longer_than_memory_serves_witho
     })
     .await;
     assert!(since.elapsed() >= BOUND, "nobody shares a load");
-    go_on.notify_one();
-    assert_eq!(*first.await.unwrap().unwrap(), report(1));
+    assert_eq!(*older.end().await, report(1));
 }
 
 /// Takes the right to be told of changes from the service's user, and its connections.

@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use maestro_cache::{Cache, CacheConfig, Region};
+use maestro_cache::{Cache, CacheConfig, Error, Region};
 use maestro_config::{Environment, provision};
 use maestro_metrics::HealthState;
 use maestro_testkit::{Sandbox, Server, Service, Stack};
 use redis::aio::MultiplexedConnection;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 
 /// Longest wait for a condition that holds within milliseconds on an idle machine.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
@@ -165,6 +168,34 @@ pub(crate) async fn change_user(sandbox: &Sandbox, rules: &[&str]) {
     let mut kill = redis::cmd("CLIENT");
     kill.arg(&["KILL", "USER", user]);
     let () = kill.query_async(&mut admin).await.unwrap();
+}
+
+/// A load of entry 1 that has begun, brings `report(1)`, and goes on until it is told to end.
+pub(crate) struct HeldLoad {
+    go_on: Arc<Notify>,
+    caller: JoinHandle<Result<Arc<Report>, Error>>,
+}
+
+impl HeldLoad {
+    pub(crate) async fn begin(reports: &Region<Report>) -> Self {
+        let (began, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (told, waits) = (Arc::clone(&began), Arc::clone(&go_on));
+        let load = move || async move {
+            told.notify_one();
+            waits.notified().await;
+            Ok::<_, std::io::Error>(report(1))
+        };
+        let reports = reports.clone();
+        let caller = tokio::spawn(async move { reports.entry(1_u64).get_or_load(load).await });
+        began.notified().await;
+        Self { go_on, caller }
+    }
+
+    /// What its own caller got.
+    pub(crate) async fn end(self) -> Arc<Report> {
+        self.go_on.notify_one();
+        self.caller.await.unwrap().unwrap()
+    }
 }
 
 /// Waits until `condition` holds.
