@@ -17,14 +17,12 @@ use crate::codec;
 use crate::coherence::{LocalEntry, Ticket};
 use crate::envelope::{Envelope, Micros};
 use crate::error::Error;
+use crate::gather::KEYS_A_COMMAND;
 use crate::key::{EntryId, Key, Marker};
 use crate::marker::MarkerSlot;
 use crate::read::{Found, Judge, Read};
 use crate::region::{Local, Region, RegionInner, check};
 
-/// Keys in one command. More than that hold the server up for other services: 500 values of a few
-/// kilobytes take it about a millisecond. Commands of one call still travel together.
-const KEYS_A_COMMAND: usize = 500;
 /// Removals in one script, each of which costs the server three commands.
 const REMOVALS_A_SCRIPT: usize = 200;
 /// Writes of one call that wait for their answers at a time: more would only queue in our memory.

@@ -51,6 +51,7 @@ mod failures;
 mod flight;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+mod gather;
 mod gcra;
 mod health;
 mod journal;

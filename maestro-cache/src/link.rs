@@ -90,6 +90,32 @@ impl Link {
         }
     }
 
+    /// A link with one connection, to a double, and nobody who makes another.
+    #[cfg(test)]
+    pub(crate) async fn over(double: Arc<dyn crate::connection::Double>) -> Arc<Self> {
+        let pairs = [
+            ("MAESTRO_SERVICE_NAME", "orders"),
+            ("MAESTRO_CACHE_URL", "redis://double/0"),
+        ];
+        let mut config: CacheConfig = maestro_config::Environment::from_pairs(pairs)
+            .read()
+            .unwrap();
+        config.double = Some(double);
+        let metrics = Metrics::new(&maestro_metrics::Registry::detached(), &config);
+        let deadline = Instant::now() + config.connect_timeout;
+        let connection = Connection::open(&config, deadline, |_| {}).await.unwrap();
+        let link = Self::new(config, Arc::new(Clock::start()), Arc::new(metrics));
+        if let Some(slot) = link.slots.first() {
+            *slot.live.write() = Some(Arc::new(Live {
+                connection,
+                missed: AtomicU32::new(0),
+                replace: Arc::default(),
+            }));
+            slot.state.send_replace(State::Up);
+        }
+        Arc::new(link)
+    }
+
     /// Whether a call has a chance: costs two loads.
     pub(crate) fn is_up(&self) -> bool {
         !self.breaker.is_open()
@@ -107,11 +133,20 @@ impl Link {
     ///
     /// Dropping the future does not take the command back.
     pub(crate) async fn query(&self, request: &Request) -> Result<Value, Error> {
+        let attempt = async |started| self.attempt(request, started, 1).await;
+        self.observed(request.operation, attempt).await
+    }
+
+    /// An operation of a caller with its span and its time, unless the breaker is open.
+    pub(crate) async fn observed<T>(
+        &self,
+        operation: Operation,
+        attempt: impl AsyncFnOnce(Instant) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         if self.breaker.is_open() {
             // Decided without a span or an observation: this is the fast path of an outage.
-            return Err(self.away(request.operation, "the breaker is open"));
+            return Err(self.away(operation, "the breaker is open"));
         }
-        let operation = request.operation;
         let span = tracing::info_span!(
             "redis",
             otel.name = operation.as_str(),
@@ -121,10 +156,7 @@ impl Link {
             error.type = tracing::field::Empty,
         );
         let started = Instant::now();
-        let answer = self
-            .attempt(request, started)
-            .instrument(span.clone())
-            .await;
+        let answer = attempt(started).instrument(span.clone()).await;
         let elapsed = started.elapsed();
         match &answer {
             Ok(_) => {
@@ -144,7 +176,13 @@ impl Link {
         answer
     }
 
-    async fn attempt(&self, request: &Request, started: Instant) -> Result<Value, Error> {
+    /// Sends a command on behalf of so many calls, the first of which began at `started`.
+    pub(crate) async fn attempt(
+        &self,
+        request: &Request,
+        started: Instant,
+        calls: u32,
+    ) -> Result<Value, Error> {
         let deadline = started + self.config.command_timeout;
         let mut again = request.repeatable;
         loop {
@@ -157,7 +195,9 @@ impl Link {
                     return Ok(value);
                 }
                 Err(Failure::Lost(_)) if again => again = false,
-                Err(failure) => return Err(self.failed(request.operation, &live, failure)),
+                Err(failure) => {
+                    return Err(self.failed(request.operation, &live, failure, calls));
+                }
             }
         }
     }
@@ -195,10 +235,11 @@ impl Link {
         })
     }
 
-    fn failed(&self, operation: Operation, live: &Live, failure: Failure) -> Error {
+    fn failed(&self, operation: Operation, live: &Live, failure: Failure, calls: u32) -> Error {
         let error = match failure {
             Failure::Timeout => {
-                if live.missed.fetch_add(1, Ordering::Relaxed) + 1 >= TIMEOUTS_IN_A_ROW {
+                let before = live.missed.fetch_add(calls, Ordering::Relaxed);
+                if before.saturating_add(calls) >= TIMEOUTS_IN_A_ROW {
                     live.replace.notify_one();
                 }
                 Error::new(
@@ -216,7 +257,9 @@ impl Link {
             }
         };
         match error.kind() {
-            ErrorKind::Timeout | ErrorKind::Loading => self.note_failure(),
+            ErrorKind::Timeout | ErrorKind::Loading => {
+                (0..calls).for_each(|_| self.note_failure());
+            }
             // The name may lead to another server by now.
             ErrorKind::ReadOnly => live.replace.notify_one(),
             _ => {}

@@ -267,7 +267,7 @@ impl<'a, T: Serialize + DeserializeOwned + Send + Sync + 'static> Judge<'a, T> {
         }
         let entry = region.key(id);
         if self.ask.is_empty() {
-            return match inner.server.get(&entry).await {
+            return match inner.server.get(entry).await {
                 // Something else writes below our prefix: not a value of ours.
                 Err(error) if error.kind() == ErrorKind::WrongType => {
                     region.metrics.unusable("wrong_type");

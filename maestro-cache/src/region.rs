@@ -346,7 +346,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Region<T> {
     }
 
     /// Reads a value: from process memory, else from Redis. `None` when there is none, or when what
-    /// is there is not of this type.
+    /// is there is not of this type. What many tasks read at the same time is asked for in one command.
     ///
     /// # Errors
     /// [`ErrorKind::Unavailable`] or [`ErrorKind::Timeout`] when Redis is away and process memory

@@ -9,6 +9,7 @@ use crate::clock::{micros, millis};
 use crate::connection::bytes;
 use crate::envelope::Micros;
 use crate::error::{Error, ErrorKind};
+use crate::gather::Gather;
 use crate::key::Key;
 use crate::link::{Link, Request};
 use crate::metrics::Operation;
@@ -22,6 +23,7 @@ const MARKER_LIFE: Duration = Duration::from_hours(24);
 #[derive(Clone, Debug)]
 pub(crate) struct Server {
     pub(crate) link: Arc<Link>,
+    pub(crate) gather: Arc<Gather>,
     pub(crate) scripts: Arc<Hashes>,
 }
 
@@ -88,6 +90,7 @@ impl Server {
         let hash = |script: &Script| redis::Script::new(script.body).get_hash().to_owned();
         Self {
             link,
+            gather: Arc::default(),
             scripts: Arc::new(Hashes {
                 begin: hash(&scripts::BEGIN),
                 store: hash(&scripts::STORE),
@@ -113,17 +116,6 @@ impl Server {
             repeatable: true,
         };
         self.link.query(&request).await.map(drop)
-    }
-
-    /// The stored bytes of one key. A key of another type is an error of kind
-    /// [`ErrorKind::WrongType`].
-    pub(crate) async fn get(&self, key: &Key) -> Result<Option<Vec<u8>>, Error> {
-        let request = Request {
-            operation: Operation::Get,
-            command: command("GET", &[key.as_bytes()]),
-            repeatable: true,
-        };
-        Ok(bytes(self.link.query(&request).await?))
     }
 
     /// The stored bytes of several keys, `None` also for a key of another type.
@@ -318,7 +310,7 @@ impl Server {
 }
 
 /// A command that is written without growing.
-fn command(name: &str, arguments: &[&[u8]]) -> Cmd {
+pub(crate) fn command(name: &str, arguments: &[&[u8]]) -> Cmd {
     let length = arguments
         .iter()
         .map(|argument| argument.len())
