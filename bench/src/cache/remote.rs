@@ -28,7 +28,7 @@ pub(super) async fn run(place: &Place, rounds: usize) -> Result<Vec<Row>> {
     let rustis = rustis::client::Client::connect(limited.as_str()).await?;
 
     let mut rows = Vec::new();
-    for (tasks, each) in [(1, 4_000), (64, 1_000), (256, 400)] {
+    for (tasks, each) in [(1, 4_000), (64, 1_000), (256, 400), (1_024, 100)] {
         let name = format!(
             "get from Redis, {tasks} task{}",
             if tasks == 1 { "" } else { "s" }

@@ -85,7 +85,7 @@ async fn no_command_asks_for_more_than_it_may() {
     let echo = Echo::default();
     let server = busy(&echo).await;
     let most = KEYS_A_COMMAND;
-    let read = join_all((0..2 * most + 1).map(|id| read(&server, id))).await;
+    let read = join_all((0..=2 * most).map(|id| read(&server, id))).await;
     assert!(read.iter().all(Result::is_ok));
     let mut commands = echo.commands.lock().clone();
     commands.sort_unstable();
