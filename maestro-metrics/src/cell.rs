@@ -1,5 +1,6 @@
-//! Where numbers live. A counter is one cache line; a histogram is one block of lines for each of a
-//! few shards, so that threads do not fight over lines.
+//! Where numbers live. A counter is one cache line, and where it is asked for one for each thread
+//! (`stripes.rs`); a histogram is one block of lines for each of a few shards, so that threads do not
+//! fight over lines.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
