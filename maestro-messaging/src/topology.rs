@@ -189,18 +189,45 @@ impl Topology {
     }
 }
 
+/// An argument of a queue that is declared otherwise than it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Difference {
+    pub(crate) argument: String,
+    /// As far as the broker told.
+    pub(crate) values: Option<Values>,
+}
+
+/// `None` where the argument is not set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Values {
+    pub(crate) there: Option<String>,
+    pub(crate) here: Option<String>,
+}
+
 /// The error of a queue that exists with other arguments.
-pub(crate) fn conflict(queue: &str, argument: Option<&str>) -> Error {
-    let what = argument.map_or_else(
-        || "its arguments differ".to_owned(),
-        |argument| format!("`{argument}` differs"),
-    );
+pub(crate) fn conflict(queue: &str, difference: Option<&Difference>) -> Error {
+    let shown = |value: &Option<String>| match value {
+        Some(value) => format!("`{value}`"),
+        None => "not set".to_owned(),
+    };
+    let what = match difference {
+        None => "its arguments differ from what this version declares".to_owned(),
+        Some(Difference { argument, values }) => match values {
+            None => format!("its `{argument}` differs from what this version declares"),
+            Some(Values { there, here }) => format!(
+                "its `{argument}` differs: {} on the broker, {} in this version",
+                shown(there),
+                shown(here)
+            ),
+        },
+    };
     Error::new(
         ErrorKind::Conflict,
         format!(
-            "declaring queue `{queue}`: it exists, and {what} from what this version declares. \
-             Arguments of a queue cannot be changed: stop its consumers, move its messages aside \
-             (a shovel, or drain it with the version that made it), delete it, and start again"
+            "declaring queue `{queue}`: it exists, and {what}. Arguments of a queue cannot be changed. \
+             Declare what it has, or give the subscription another name, or replace the queue: stop its \
+             consumers, move its messages aside (a shovel, or drain it with the version that made it), \
+             delete it, and start again"
         ),
     )
 }
@@ -302,6 +329,25 @@ mod tests {
             })
         );
         assert_eq!(rung.time_to_live, Some(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn a_conflict_tells_the_argument_both_values_and_the_way_out() {
+        let difference = Difference {
+            argument: "x-max-length".into(),
+            values: Some(Values {
+                there: None,
+                here: Some("7".into()),
+            }),
+        };
+        let text = conflict("conductor.billing", Some(&difference)).to_string();
+        for part in [
+            "conductor.billing",
+            "`x-max-length` differs: not set on the broker, `7` in this version",
+            "delete it",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
     }
 
     proptest! {

@@ -7,9 +7,9 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ExchangeKind};
 use tokio::time::timeout;
 
-use crate::amqp::failure;
 use crate::amqp::link::Live;
 use crate::amqp::version::Version;
+use crate::amqp::{difference, failure};
 use crate::error::{Error, ErrorKind};
 use crate::topology::{self, Binding, DeliveryLimit, Queue, Routing, Topology};
 
@@ -194,12 +194,8 @@ async fn try_queue(
 
 /// Says which argument differs and what to do about it.
 fn migration(queue: &Queue, error: Error) -> Error {
-    let cause = failure::chain(&error);
-    let argument = cause
-        .split("inequivalent arg ")
-        .nth(1)
-        .and_then(|rest| rest.split('\'').nth(1));
-    topology::conflict(&queue.name, argument).with_source(error)
+    let difference = difference::read(&failure::chain(&error));
+    topology::conflict(&queue.name, difference.as_ref()).with_source(error)
 }
 
 fn arguments(queue: &Queue, limit: DeliveryLimit) -> FieldTable {

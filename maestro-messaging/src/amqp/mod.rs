@@ -3,6 +3,7 @@
 mod attribution;
 mod consume;
 mod declare;
+mod difference;
 mod failure;
 mod link;
 mod publisher;

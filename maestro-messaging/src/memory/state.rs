@@ -11,7 +11,7 @@ use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
 use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind};
-use crate::topology::{self, Binding, DeliveryLimit, Queue, Routing, Topology};
+use crate::topology::{self, Binding, DeliveryLimit, Difference, Queue, Routing, Topology, Values};
 use crate::transport::{Outgoing, Stored};
 
 pub(super) type ConsumerId = u64;
@@ -104,8 +104,8 @@ impl State {
         for queue in &topology.queues {
             match self.queues.get(&queue.name) {
                 Some(held) => {
-                    if let Some(argument) = differs(&held.queue, queue) {
-                        return Err(topology::conflict(&queue.name, Some(argument)));
+                    if let Some(difference) = differs(&held.queue, queue) {
+                        return Err(topology::conflict(&queue.name, Some(&difference)));
                     }
                 }
                 None => {
@@ -409,25 +409,31 @@ impl Held {
 }
 
 /// The argument in which two declarations of a queue differ.
-fn differs(known: &Queue, wanted: &Queue) -> Option<&'static str> {
+fn differs(there: &Queue, here: &Queue) -> Option<Difference> {
     let dead = |queue: &Queue| queue.dead_letter.as_ref().map(|dead| dead.exchange.clone());
-    if dead(known) != dead(wanted) {
-        return Some("x-dead-letter-exchange");
-    }
-    if known.dead_letter != wanted.dead_letter {
-        return Some("x-dead-letter-routing-key");
-    }
-    if known.time_to_live != wanted.time_to_live {
-        return Some("x-message-ttl");
-    }
-    if known.max_length != wanted.max_length {
-        return Some("x-max-length");
-    }
-    if known.delivery_limit != wanted.delivery_limit {
-        return Some("x-delivery-limit");
-    }
-    (known.single_active_consumer != wanted.single_active_consumer)
-        .then_some("x-single-active-consumer")
+    let key = |queue: &Queue| queue.dead_letter.as_ref()?.routing_key.clone();
+    let ttl = |queue: &Queue| queue.time_to_live.map(|ttl| ttl.as_millis().to_string());
+    let length = |queue: &Queue| queue.max_length.map(|length| length.to_string());
+    let limit = |queue: &Queue| match queue.delivery_limit {
+        DeliveryLimit::Times(times) => Some(times.to_string()),
+        DeliveryLimit::Off => Some("-1".to_owned()),
+        DeliveryLimit::Unset => None,
+    };
+    let single = |queue: &Queue| queue.single_active_consumer.then(|| "true".to_owned());
+    [
+        ("x-dead-letter-exchange", dead(there), dead(here)),
+        ("x-dead-letter-routing-key", key(there), key(here)),
+        ("x-message-ttl", ttl(there), ttl(here)),
+        ("x-max-length", length(there), length(here)),
+        ("x-delivery-limit", limit(there), limit(here)),
+        ("x-single-active-consumer", single(there), single(here)),
+    ]
+    .into_iter()
+    .find(|(_, there, here)| there != here)
+    .map(|(argument, there, here)| Difference {
+        argument: argument.to_owned(),
+        values: Some(Values { there, here }),
+    })
 }
 
 /// The broker's own account of a death, as far as it is read.

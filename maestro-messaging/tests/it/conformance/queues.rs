@@ -113,7 +113,7 @@ pub(super) async fn other_arguments_stop_one_consumer_only(world: &World) {
     listen(&before, "changed").await;
     before.close().await;
     let messaging = world.client("orders").await;
-    let (seen, _fine) = listen(&messaging, "fine").await;
+    let (seen, fine) = listen(&messaging, "fine").await;
     let changed = messaging
         .subscription("changed")
         .max_length(7)
@@ -121,14 +121,21 @@ pub(super) async fn other_arguments_stop_one_consumer_only(world: &World) {
         .start()
         .await
         .unwrap();
-    eventually("the conflict is reported", || async {
-        matches!(changed.state(), ConsumerState::Interrupted(reason) if reason.contains("x-max-length"))
+    let both = "`x-max-length` differs: not set on the broker, `7` in this version";
+    eventually("the conflict is reported, with both values", || async {
+        matches!(changed.state(), ConsumerState::Interrupted(reason) if reason.contains(both))
     })
     .await;
+    assert_eq!(fine.state(), ConsumerState::Consuming);
+    // Whoever is started beside it starts.
+    let (later, _later) = listen(&messaging, "later").await;
     for number in 0..100 {
         messaging.publish(&event(number)).await.unwrap();
     }
-    eventually("the other goes on", || async { different(&seen) == 100 }).await;
+    eventually("the others go on", || async {
+        different(&seen) == 100 && different(&later) == 100
+    })
+    .await;
     eventually("health tells of the one", || async {
         let health = messaging.health_check().run().await;
         health.state() == maestro_metrics::HealthState::Degraded

@@ -1,0 +1,89 @@
+//! Which argument of a queue differs, out of the broker's words. Pure.
+
+use crate::topology::{Difference, Values};
+
+/// Reads `inequivalent arg 'x-max-length' for queue 'a' in vhost '/': received the value '7' of type
+/// 'signedint' but current is none`; the words are those of RabbitMQ 3.8 to 4.x. They are cut at 255 bytes,
+/// so the values can be missing. `None` if it said something else.
+pub(super) fn read(text: &str) -> Option<Difference> {
+    let (_, text) = text.split_once("inequivalent arg '")?;
+    let (argument, text) = text.split_once('\'')?;
+    Some(Difference {
+        argument: argument.to_owned(),
+        values: values(text),
+    })
+}
+
+fn values(text: &str) -> Option<Values> {
+    let (_, text) = text.split_once(": received ")?;
+    let (here, there) = text.split_once(" but current is ")?;
+    let is_whole = |text: &str| text.starts_with(UNSET) || text.matches('\'').count() >= 2;
+    (is_whole(here) && is_whole(there)).then(|| Values {
+        there: value(there),
+        here: value(here),
+    })
+}
+
+/// What is in quotes.
+fn value(text: &str) -> Option<String> {
+    let set = !text.starts_with(UNSET);
+    let quoted = text.split('\'').nth(1)?;
+    set.then(|| quoted.to_owned())
+}
+
+const UNSET: &str = "none";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_brokers_words_give_the_argument_and_both_values() {
+        let of = |argument: &str, there: Option<&str>, here: Option<&str>| {
+            Some(Difference {
+                argument: argument.to_owned(),
+                values: Some(Values {
+                    there: there.map(str::to_owned),
+                    here: here.map(str::to_owned),
+                }),
+            })
+        };
+        for (text, difference) in [
+            (
+                // As the driver's error and its cause say it one after the other.
+                "PRECONDITION_FAILED - inequivalent arg 'x-max-length' for queue 'a.b' in vhost 'm': \
+                 received the value '7' of type 'signedint' but current is none: inequivalent arg \
+                 'x-max-length' for queue 'a.b' in vhost 'm': received the value '7' of type 'signedint' \
+                 but current is none",
+                of("x-max-length", None, Some("7")),
+            ),
+            (
+                "inequivalent arg 'x-message-ttl' for queue 'a.b' in vhost '/': received none but \
+                 current is the value '1000' of type 'long'",
+                of("x-message-ttl", Some("1000"), None),
+            ),
+            (
+                "inequivalent arg 'durable' for queue 'a.b' in vhost '/': received 'true' but current is 'false'",
+                of("durable", Some("false"), Some("true")),
+            ),
+            (
+                "inequivalent arg 'x-message-ttl' for queue 'a.b' in vhost '/': received none but curr",
+                Some(Difference {
+                    argument: "x-message-ttl".to_owned(),
+                    values: None,
+                }),
+            ),
+            ("queue 'a.b' in vhost '/' in use", None),
+        ] {
+            assert_eq!(read(text), difference, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_broker_says_is_read_or_not(text in "(inequivalent arg '|: received |but current is |'|.){0,12}") {
+            let _ = read(&text);
+        }
+    }
+}
