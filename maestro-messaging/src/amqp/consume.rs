@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use crate::amqp::declare::{self, answered};
 use crate::amqp::failure;
-use crate::amqp::link::Live;
+use crate::amqp::links::Place;
 use crate::error::{Error, ErrorKind};
 use crate::transport::{Deliveries, Incoming, Settle, Settlement};
 
@@ -25,20 +25,21 @@ pub(crate) struct Consuming {
 }
 
 struct OpenChannel {
-    live: Arc<Live>,
+    place: Place,
     channel: Channel,
 }
 
 impl Consuming {
     pub(crate) async fn open(
-        live: Arc<Live>,
+        place: Place,
         queue: &str,
         prefetch: u16,
         tag: &str,
     ) -> Result<Self, Error> {
+        let live = &place.live;
         let channel = live.channel().await?;
         let qos = channel.basic_qos(prefetch, BasicQosOptions::default());
-        answered(&live, qos, || format!("setting the prefetch of `{queue}`")).await?;
+        answered(live, qos, || format!("setting the prefetch of `{queue}`")).await?;
         let consuming = channel.basic_consume(
             queue.into(),
             tag.into(),
@@ -46,12 +47,12 @@ impl Consuming {
             FieldTable::default(),
         );
         let turn = live.turn().await;
-        let consumer = answered(&live, consuming, || format!("consuming from `{queue}`"))
+        let consumer = answered(live, consuming, || format!("consuming from `{queue}`"))
             .await
             .map_err(|error| failure::of_opening(error, queue))?;
         drop(turn);
         Ok(Self {
-            on: Arc::new(OpenChannel { live, channel }),
+            on: Arc::new(OpenChannel { place, channel }),
             consumer,
         })
     }
@@ -61,7 +62,7 @@ impl Consuming {
         let delivery = tokio::select! {
             biased;
             delivery = self.consumer.next() => delivery?,
-            () = self.on.live.down().cancelled() => return None,
+            () = self.on.place.live.down().cancelled() => return None,
         };
         Some(match delivery {
             Ok(delivery) => Ok(Incoming {
@@ -87,7 +88,7 @@ impl Deliveries for Consuming {
     }
 
     fn is_alive(&self) -> bool {
-        self.on.channel.status().connected() && !self.on.live.down().is_cancelled()
+        self.on.channel.status().connected() && !self.on.place.live.down().is_cancelled()
     }
 
     fn cancel(&self) -> BoxFuture<'_, Result<(), Error>> {
@@ -96,7 +97,10 @@ impl Deliveries for Consuming {
             let cancelled = on
                 .channel
                 .basic_cancel(self.consumer.tag(), BasicCancelOptions::default());
-            answered(&on.live, cancelled, || "cancelling a consumer".to_owned()).await
+            answered(&on.place.live, cancelled, || {
+                "cancelling a consumer".to_owned()
+            })
+            .await
         }
         .boxed()
     }
@@ -135,7 +139,7 @@ impl OpenChannel {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(failure::of(&error, attempted)),
             Err(_) => {
-                self.live.fail();
+                self.place.live.fail();
                 Err(Error::new(
                     ErrorKind::Timeout,
                     format!(

@@ -16,6 +16,7 @@ use crate::topology::{self, Binding, DeliveryLimit, Queue, Routing, Topology};
 /// Declares exchanges, queues and own bindings, on a channel of its own: a refusal closes the
 /// channel it happens on.
 pub(crate) async fn declare(live: &Live, topology: &Topology) -> Result<(), Error> {
+    let _turn = live.errand().await;
     let mut channel = live.channel().await?;
     for exchange in &topology.exchanges {
         let kind = match exchange.routing {
@@ -51,6 +52,7 @@ pub(crate) async fn declare(live: &Live, topology: &Topology) -> Result<(), Erro
 /// Binds to an exchange of another service, on a channel of its own: if the exchange does not exist
 /// yet, the broker answers 404 and closes the channel.
 pub(crate) async fn bind_foreign(live: &Live, binding: &Binding) -> Result<(), Error> {
+    let _turn = live.errand().await;
     let channel = live.channel().await?;
     bind(live, &channel, binding).await?;
     close(&channel).await;
@@ -59,6 +61,7 @@ pub(crate) async fn bind_foreign(live: &Live, binding: &Binding) -> Result<(), E
 
 /// Removes a binding; one that is not there is no error.
 pub(crate) async fn unbind(live: &Live, binding: &Binding) -> Result<(), Error> {
+    let _turn = live.errand().await;
     let channel = live.channel().await?;
     let unbound = channel.queue_unbind(
         binding.queue.as_str().into(),
@@ -76,6 +79,7 @@ pub(crate) async fn unbind(live: &Live, binding: &Binding) -> Result<(), Error> 
 
 /// Messages ready and consumers of a queue, which has to exist.
 pub(crate) async fn count(live: &Live, queue: &str) -> Result<(u64, u64), Error> {
+    let _turn = live.errand().await;
     let channel = live.channel().await?;
     let options = QueueDeclareOptions {
         passive: true,

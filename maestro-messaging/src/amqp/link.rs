@@ -13,7 +13,7 @@ use lapin::tcp::AsyncTcpStream;
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{Channel, Connection, ConnectionProperties, Event};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -61,6 +61,10 @@ pub(crate) struct Live {
     blocked: watch::Sender<bool>,
     /// Held while a consumer is opened.
     opening: tokio::sync::Mutex<()>,
+    /// Channels for consumers.
+    places: Arc<Semaphore>,
+    /// Channels for what takes a few round trips.
+    errands: Semaphore,
 }
 
 impl Live {
@@ -68,6 +72,19 @@ impl Live {
     /// connection with it, and it has to be known whose it was.
     pub(crate) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.opening.lock().await
+    }
+
+    /// Room for one more consumer; `None` if all channels that are meant for consumers are taken.
+    pub(crate) fn place(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.places).try_acquire_owned().ok()
+    }
+
+    /// The turn to do something on a channel of its own and close it. When a broker comes back, every
+    /// consumer declares at once: together with those that consume already it would be more channels
+    /// than the connection has.
+    pub(crate) async fn errand(&self) -> Option<SemaphorePermit<'_>> {
+        // The semaphore is never closed.
+        self.errands.acquire().await.ok()
     }
 
     /// Opens a channel, within [`CHANNEL_DEADLINE`].
@@ -338,8 +355,11 @@ impl Supervisor {
                 ));
             }
         };
+        let (places, errands) = shares(connection.configuration().channel_max());
         Ok(Live {
             connection,
+            places: Arc::new(Semaphore::new(places)),
+            errands: Semaphore::new(errands),
             tap,
             down: CancellationToken::new(),
             blocked: watch::Sender::new(false),
@@ -432,6 +452,14 @@ async fn handshake(
     .await
 }
 
+/// How many of a connection's channels are for consumers, and how many for errands. As many as those
+/// stay free: a closed channel counts until the broker has said so.
+fn shares(channels: u16) -> (usize, usize) {
+    let channels = usize::from(channels.min(MAX_CHANNELS));
+    let errands = (channels / 4).clamp(1, 8);
+    (channels.saturating_sub(2 * errands).max(1), errands)
+}
+
 /// TCP, TLS and the AMQP handshake together; a broker that boots answers its first connections
 /// after seconds.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
@@ -444,5 +472,23 @@ const STABLE: Duration = Duration::from_secs(10);
 const REPORT_EVERY: Duration = Duration::from_secs(30);
 /// The driver reports the end of a connection by an event; this is the fallback.
 const CHECK_EVERY: Duration = Duration::from_millis(500);
-/// A subscription needs one channel, declarations one more; more than this is a leak.
+/// A channel is a handful of processes on the broker, and a connection is one reader on it: a service
+/// with more subscriptions than this opens further connections. A broker may allow less.
 const MAX_CHANNELS: u16 = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn consumers_leave_channels_for_errands_whatever_the_broker_allows() {
+        assert_eq!(shares(2_047), (240, 8));
+        assert_eq!(shares(256), (240, 8));
+        assert_eq!(shares(20), (10, 5));
+        for channels in 2..=256 {
+            let (places, errands) = shares(channels);
+            assert!(places >= 1 && errands >= 1);
+            assert!(places + errands <= usize::from(channels), "{channels}");
+        }
+    }
+}

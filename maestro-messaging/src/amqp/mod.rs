@@ -6,6 +6,7 @@ mod declare;
 mod difference;
 mod failure;
 mod link;
+mod links;
 mod publisher;
 mod sanitize;
 mod slots;
@@ -30,15 +31,16 @@ use crate::transport::{Connectivity, Deliveries, Outgoing, Pending, Request, Tra
 use consume::Consuming;
 pub(crate) use failure::chain;
 use link::{Link, LinkState, Live, Purpose};
+use links::Links;
 use publisher::Publisher;
 #[cfg(any(test, fuzzing))]
 pub(crate) use {sanitize::Sanitizer, version::Greeting};
 
-/// The broker of a service: two links, and the task that publishes.
+/// The broker of a service: a link that publishes with the task for it, and those that consume.
 #[derive(Debug)]
 pub(crate) struct Broker {
     publish: Link,
-    consume: Link,
+    consume: Links,
     /// `None` once closed.
     requests: Mutex<Option<mpsc::Sender<Request>>>,
     publisher: Mutex<Option<JoinHandle<()>>>,
@@ -47,7 +49,7 @@ pub(crate) struct Broker {
 impl Broker {
     pub(crate) fn start(config: &Arc<MessagingConfig>) -> Self {
         let publish = Link::start(config, Purpose::Publish);
-        let consume = Link::start(config, Purpose::Consume);
+        let consume = Links::start(config);
         // As many in line as in flight: a burst is taken, a stall is felt by the callers.
         let (requests, queue) = mpsc::channel(config.publish_window);
         let publisher = Publisher::new(Arc::clone(config), queue);
@@ -78,11 +80,6 @@ impl Broker {
         }
     }
 
-    /// Waits until the broker can be consumed from; `None` when the client is closed.
-    async fn consuming(&self) -> Option<Arc<Live>> {
-        link::up(&mut self.consume.watch()).await
-    }
-
     async fn consume_from(
         &self,
         topology: &Topology,
@@ -90,9 +87,9 @@ impl Broker {
         prefetch: u16,
         tag: &str,
     ) -> Result<Consuming, Error> {
-        let live = self.consuming().await.ok_or_else(closed)?;
-        declare::declare(&live, topology).await?;
-        Consuming::open(live, queue, prefetch, tag).await
+        let place = self.consume.place().await.ok_or_else(closed)?;
+        declare::declare(&place.live, topology).await?;
+        Consuming::open(place, queue, prefetch, tag).await
     }
 
     async fn declare_all(&self, topology: &Topology) -> Result<(), Error> {
@@ -101,7 +98,7 @@ impl Broker {
     }
 
     async fn bind_to_foreign(&self, binding: &Binding) -> Result<(), Error> {
-        let live = self.consuming().await.ok_or_else(closed)?;
+        let live = self.consume.first().await.ok_or_else(closed)?;
         declare::bind_foreign(&live, binding).await
     }
 
@@ -114,8 +111,8 @@ impl Broker {
     /// `basic.get`: RabbitMQ 3.10 forgets what was got from a quorum queue without consumers when
     /// the channel closes, and the messages stay unacknowledged until the queue's leader restarts.
     async fn look_at(&self, queue: &str, at_a_time: u16) -> Result<Consuming, Error> {
-        let live = self.reach("reading a queue").await?;
-        Consuming::open(live, queue, at_a_time, "").await
+        let place = reached("reading a queue", self.consume.place()).await?;
+        Consuming::open(place, queue, at_a_time, "").await
     }
 
     async fn count_ready(&self, queue: &str) -> Result<(u64, u64), Error> {
@@ -125,17 +122,20 @@ impl Broker {
 
     /// Whether each link is up.
     fn links_up(&self) -> [(&'static str, bool); 2] {
-        let is_up = |link: &Link| matches!(&*link.watch().borrow(), LinkState::Up(live) if !live.down().is_cancelled());
+        let is_up =
+            |state: &LinkState| matches!(state, LinkState::Up(live) if !live.down().is_cancelled());
+        let publish = is_up(&self.publish.watch().borrow());
+        let consume = self.consume.states().iter().all(is_up);
         [
-            (Purpose::Publish.as_str(), is_up(&self.publish)),
-            (Purpose::Consume.as_str(), is_up(&self.consume)),
+            (Purpose::Publish.as_str(), publish),
+            (Purpose::Consume.as_str(), consume),
         ]
     }
 
     fn connectivity_of_links(&self) -> Connectivity {
-        let states = [&self.publish, &self.consume].map(|link| link.watch().borrow().clone());
+        let publish = self.publish.watch().borrow().clone();
         let mut blocked = false;
-        for state in states {
+        for state in std::iter::once(publish).chain(self.consume.states()) {
             match state {
                 LinkState::Up(live) if !live.down().is_cancelled() => {
                     blocked |= *live.blocked().borrow();
@@ -171,14 +171,7 @@ impl Broker {
 
     /// The consuming link for an operation a caller waits for.
     async fn reach(&self, what: &str) -> Result<Arc<Live>, Error> {
-        match timeout(REACH_DEADLINE, self.consuming()).await {
-            Ok(Some(live)) => Ok(live),
-            Ok(None) => Err(closed()),
-            Err(_) => Err(Error::new(
-                ErrorKind::Unavailable,
-                format!("{what}: no connection to the broker within {REACH_DEADLINE:?}"),
-            )),
-        }
+        reached(what, self.consume.first()).await
     }
 }
 
@@ -242,6 +235,18 @@ async fn boxed(
     opening: impl Future<Output = Result<Consuming, Error>>,
 ) -> Result<Box<dyn Deliveries>, Error> {
     Ok(Box::new(opening.await?))
+}
+
+/// A connection, for an operation a caller waits for.
+async fn reached<T>(what: &str, connecting: impl Future<Output = Option<T>>) -> Result<T, Error> {
+    match timeout(REACH_DEADLINE, connecting).await {
+        Ok(Some(connected)) => Ok(connected),
+        Ok(None) => Err(closed()),
+        Err(_) => Err(Error::new(
+            ErrorKind::Unavailable,
+            format!("{what}: no connection to the broker within {REACH_DEADLINE:?}"),
+        )),
+    }
 }
 
 fn closed() -> Error {

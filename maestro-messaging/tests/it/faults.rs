@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::support::{
-    Ignored, Placed, Raw, break_queue, client, consuming, dedicated, eventually, placed,
-    publish_for_sure, sandbox, set_memory_limit, within,
+    Ignored, Placed, Raw, break_queue, client, consuming, dedicated, eventually, limit_channels,
+    placed, publish_for_sure, sandbox, set_memory_limit, within,
 };
 
 /// What a subscription has seen, by message identity: how often.
@@ -280,5 +280,48 @@ async fn a_queue_that_the_broker_fails_over_leaves_the_other_consumers_at_work()
     let handled = ledger.len();
     messaging.publish(&placed(1)).require_route().await.unwrap();
     eventually("it is handled", || async { ledger.len() > handled }).await;
+    messaging.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_subscriptions_than_a_connection_has_channels_are_all_at_work() {
+    const SUBSCRIPTIONS: usize = 25;
+    let (stack, sandbox) = dedicated().await;
+    // The broker's limit is asked for where it is lower than ours.
+    limit_channels(&stack.rabbitmq().unwrap(), 20).await;
+    let messaging = client(&sandbox, &[]).await;
+    let mut all = Vec::new();
+    for index in 0..SUBSCRIPTIONS {
+        let ledger = Ledger::default();
+        let consumer = ledger
+            .subscribe(&messaging, &format!("channel-{index}"))
+            .await;
+        all.push((ledger, consumer));
+    }
+    for round in 1..=2 {
+        for (_, consumer) in &all {
+            consuming(consumer).await;
+        }
+        messaging
+            .publish(&placed(round))
+            .require_route()
+            .await
+            .unwrap();
+        eventually("each has it", || async {
+            all.iter().all(|(ledger, _)| ledger.len() as u64 >= round)
+        })
+        .await;
+        let health = messaging.health_check().run().await;
+        assert_eq!(health.state(), maestro_metrics::HealthState::Healthy);
+        // All of them come back together.
+        sandbox.messaging_link().reset().await.unwrap();
+        eventually("they notice", || async {
+            let states = all.iter().map(|(_, consumer)| consumer.state());
+            states
+                .into_iter()
+                .any(|state| state != ConsumerState::Consuming)
+        })
+        .await;
+    }
     messaging.close().await;
 }

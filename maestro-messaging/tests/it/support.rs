@@ -228,6 +228,12 @@ pub async fn set_memory_limit(broker: &Server, relative: &str) {
     control(broker, &["set_vm_memory_high_watermark", relative]).await;
 }
 
+/// Sets how many channels a dedicated broker allows on each connection that is opened from now on.
+pub async fn limit_channels(broker: &Server, most: u16) {
+    let set = format!("application:set_env(rabbit, channel_max, {most}).");
+    control(broker, &["eval", &set]).await;
+}
+
 /// Takes the process of a quorum queue away for good, and leaves the queue: what a broker has that was
 /// killed while the queue was deleted.
 pub async fn break_queue(broker: &Server, vhost: &str, queue: &str) {
