@@ -16,12 +16,15 @@ pub(crate) struct Chains<T> {
     /// Rows without a key: each for itself.
     single: VecDeque<Item<T>>,
     known: HashSet<i64>,
+    /// Rows held after a failure, and those behind them.
+    blocked: usize,
 }
 
 #[derive(Debug)]
 struct Chain<T> {
     rows: VecDeque<Item<T>>,
     busy: bool,
+    held: bool,
 }
 
 /// A row on its way.
@@ -41,12 +44,18 @@ impl<T> Chains<T> {
             ready: VecDeque::new(),
             single: VecDeque::new(),
             known: HashSet::new(),
+            blocked: 0,
         }
     }
 
     /// Rows in memory, those in flight and those to be deleted included.
     pub(crate) fn len(&self) -> usize {
         self.known.len()
+    }
+
+    /// Of those, the ones that wait for a [`retry`](Self::retry).
+    pub(crate) fn blocked(&self) -> usize {
+        self.blocked
     }
 
     pub(crate) fn known(&self) -> Vec<i64> {
@@ -66,6 +75,7 @@ impl<T> Chains<T> {
         waiting.sort_by_key(|item| item.id);
         self.ready.clear();
         self.known.clear();
+        self.blocked = 0;
         waiting
     }
 
@@ -88,10 +98,12 @@ impl<T> Chains<T> {
         let chain = self.by_key.entry(key.clone()).or_insert_with(|| Chain {
             rows: VecDeque::new(),
             busy: false,
+            held: false,
         });
         if chain.rows.is_empty() && !chain.busy {
             self.ready.push_back(key);
         }
+        self.blocked += usize::from(chain.held);
         chain.rows.push_back(item);
     }
 
@@ -142,10 +154,13 @@ impl<T> Chains<T> {
     pub(crate) fn hold(&mut self, mut item: Item<T>) -> Held<T> {
         item.failures = item.failures.saturating_add(1);
         let Some(key) = item.key.clone() else {
+            self.blocked += 1;
             return Held::Single(item);
         };
         if let Some(chain) = self.by_key.get_mut(&key) {
             chain.rows.push_front(item);
+            chain.held = true;
+            self.blocked += chain.rows.len();
         }
         Held::Key(key)
     }
@@ -154,7 +169,10 @@ impl<T> Chains<T> {
     pub(crate) fn retry(&mut self, held: Held<T>) {
         match held {
             Held::Key(key) => self.free(&key),
-            Held::Single(item) => self.single.push_back(item),
+            Held::Single(item) => {
+                self.blocked -= 1;
+                self.single.push_back(item);
+            }
         }
     }
 
@@ -168,6 +186,9 @@ impl<T> Chains<T> {
     fn free(&mut self, key: &str) {
         if let Some(chain) = self.by_key.get_mut(key) {
             chain.busy = false;
+            if std::mem::take(&mut chain.held) {
+                self.blocked -= chain.rows.len();
+            }
             if chain.rows.is_empty() {
                 self.by_key.remove(key);
             } else {
@@ -243,7 +264,10 @@ mod tests {
         let first = chains.next(|_| true).unwrap();
         let held = chains.hold(first);
         assert!(chains.next(|_| true).is_none());
+        chains.add(3, 0, Some("a".to_owned()), ());
+        assert_eq!(chains.blocked(), 3);
         chains.retry(held);
+        assert_eq!(chains.blocked(), 0);
         let again = chains.next(|_| true).unwrap();
         assert_eq!((again.id, again.failures), (1, 1));
     }
@@ -292,7 +316,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(sent.len(), keys.len());
-            prop_assert_eq!(chains.len(), 0);
+            prop_assert_eq!((chains.len(), chains.blocked()), (0, 0));
             for key in keys.iter().flatten() {
                 let of_key: Vec<_> = sent.iter().copied().filter(|id| keys[usize::try_from(*id).unwrap()] == Some(*key)).collect();
                 prop_assert!(of_key.is_sorted(), "{of_key:?}");

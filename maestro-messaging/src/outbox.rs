@@ -6,9 +6,11 @@
 
 mod inbox;
 mod lease;
+mod listen;
 mod relay;
 mod saga;
 mod schema;
+mod standstill;
 mod store;
 
 pub use inbox::Inbox;

@@ -150,6 +150,8 @@ pub(crate) struct Request {
     pub(crate) deadline: Instant,
     /// When it was last handed to the driver.
     pub(crate) sent_at: Option<Instant>,
+    /// How often it was sent without an answer.
+    pub(crate) losses: u32,
     /// Shared with the caller, whose deadline can pass first.
     pub(crate) sent: Arc<AtomicBool>,
     pub(crate) reply: oneshot::Sender<Result<Stored, Error>>,
@@ -170,6 +172,7 @@ impl Request {
             outgoing,
             deadline,
             sent_at: None,
+            losses: 0,
             sent,
             reply,
         };

@@ -1,5 +1,6 @@
 //! RabbitMQ over AMQP 0-9-1.
 
+mod again;
 mod attribution;
 mod consume;
 mod declare;

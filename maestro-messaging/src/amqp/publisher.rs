@@ -3,10 +3,9 @@
 //! The driver takes the delivery tag and queues the frames under different locks, so several tasks
 //! on one channel mix up their confirms; one task cannot, and is faster. It keeps a window of
 //! publishes in flight, polls only those that made progress, and matches returns to their messages
-//! (see `attribution`). A message whose answer is lost with its connection is published again under
-//! the same message id while its deadline lasts.
+//! (see `attribution`). A message whose answer is lost is published again under the same message id
+//! while its deadline lasts (see `again`).
 
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,6 +17,7 @@ use lapin::{Channel, Confirmation};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Interval, timeout};
 
+use crate::amqp::again::{Again, Loss};
 use crate::amqp::attribution::{Attribution, Sequence, Verdict};
 use crate::amqp::link::{self, LinkState, Live};
 use crate::amqp::slots::Slots;
@@ -33,8 +33,7 @@ pub(crate) struct Publisher {
     config: Arc<MessagingConfig>,
     topology: Topology,
     requests: mpsc::Receiver<Request>,
-    /// Lost with their channel, to be published again, oldest first.
-    again: VecDeque<Request>,
+    again: Again,
     /// How old a channel becomes on which something was refused.
     renew_after: Duration,
 }
@@ -45,6 +44,8 @@ enum End {
     Finished,
     /// What was refused may be taken on another channel; nothing is in flight.
     Renew,
+    /// Others were confirmed, and what is in flight was not: its queues stand still.
+    Standstill,
     /// The channel or the connection failed.
     Failed(String),
 }
@@ -56,7 +57,7 @@ impl Publisher {
             config,
             topology,
             requests,
-            again: VecDeque::new(),
+            again: Again::default(),
             renew_after: RENEW_AFTER,
         }
     }
@@ -91,6 +92,13 @@ impl Publisher {
                     let _ = timeout(CLOSE_DEADLINE, channel.close(200, "done".into())).await;
                     self.renew_after = self.renew_after.saturating_mul(2).min(RENEW_AT_LEAST);
                 }
+                End::Standstill => {
+                    let _ = timeout(CLOSE_DEADLINE, channel.close(200, "done".into())).await;
+                    tracing::warn!(
+                        unconfirmed = self.again.len(),
+                        "some events are not confirmed while others are: a queue they go to has no leader or no process (`rabbitmqctl list_queues name state`); they are published again after a pause"
+                    );
+                }
                 End::Failed(reason) => {
                     self.renew_after = RENEW_AFTER;
                     tracing::warn!(
@@ -108,9 +116,7 @@ impl Publisher {
             }
         }
         self.requests.close();
-        while let Some(request) = self.again.pop_front() {
-            request.give_up("the client was closed");
-        }
+        self.again.close();
         while let Ok(request) = self.requests.try_recv() {
             request.give_up("the client was closed");
         }
@@ -119,15 +125,7 @@ impl Publisher {
     /// Waits for the link while callers' deadlines pass by themselves; `None` when it is closed.
     async fn wait_for_link(&mut self, state: &mut watch::Receiver<LinkState>) -> Option<Arc<Live>> {
         let live = link::up(state).await?;
-        let now = Instant::now();
-        let again = std::mem::take(&mut self.again);
-        for request in again {
-            if request.is_over(now) {
-                request.give_up("the deadline has passed");
-            } else {
-                self.again.push_back(request);
-            }
-        }
+        self.again.refresh(Instant::now());
         Some(live)
     }
 
@@ -164,6 +162,8 @@ impl Publisher {
             broken: None,
             finished: false,
             confirm_timeout: self.config.confirm_timeout,
+            last_answer: None,
+            standstill: false,
             refused: false,
             renew_at: Instant::now() + self.renew_after,
         };
@@ -181,6 +181,11 @@ impl Publisher {
                 _ = blocked.changed() => {}
             }
         };
+        let loss = if session.standstill || session.is_stuck() {
+            Loss::Standstill
+        } else {
+            Loss::Channel
+        };
         // The driver rejects what is in flight when it notices; whatever it rejected or not, none
         // of it can be answered any more. Oldest first, before what was waiting already.
         let Session {
@@ -190,9 +195,8 @@ impl Publisher {
         } = session;
         lost.extend(attribution.into_lost());
         lost.sort_unstable_by_key(|(sequence, _)| *sequence);
-        for (_, request) in lost.into_iter().rev() {
-            self.again.push_front(request);
-        }
+        let lost = lost.into_iter().map(|(_, request)| request);
+        self.again.lost(lost, loss, Instant::now());
         end
     }
 }
@@ -208,6 +212,9 @@ struct Session<'c> {
     broken: Option<String>,
     finished: bool,
     confirm_timeout: Duration,
+    last_answer: Option<Instant>,
+    /// Nothing more is published until the last answers are there.
+    standstill: bool,
     /// Whether anything was.
     refused: bool,
     /// From here on a channel on which something was refused gives way to a new one.
@@ -218,7 +225,7 @@ impl Session<'_> {
     /// Resolves when the channel is of no more use.
     async fn drive(
         &mut self,
-        again: &mut VecDeque<Request>,
+        again: &mut Again,
         requests: &mut mpsc::Receiver<Request>,
         check: &mut Interval,
         blocked: bool,
@@ -229,7 +236,7 @@ impl Session<'_> {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        again: &mut VecDeque<Request>,
+        again: &mut Again,
         requests: &mut mpsc::Receiver<Request>,
         check: &mut Interval,
         blocked: bool,
@@ -247,8 +254,10 @@ impl Session<'_> {
             if renewing && self.attribution.span() == 0 {
                 return Poll::Ready(End::Renew);
             }
-            let published = !blocked && !renewing && self.fill(cx, again, requests);
-            if self.finished && self.attribution.span() == 0 && again.is_empty() {
+            self.standstill &= self.attribution.span() > 0;
+            let paused = blocked || renewing || self.standstill;
+            let published = !paused && self.fill(cx, again, requests);
+            if self.finished && self.attribution.span() == 0 && again.len() == 0 {
                 return Poll::Ready(End::Finished);
             }
             if !collected && !published {
@@ -256,12 +265,30 @@ impl Session<'_> {
             }
         }
         while check.poll_tick(cx).is_ready() {
-            if !blocked && self.is_stuck() {
-                return Poll::Ready(End::Failed(format!(
-                    "the oldest publish is unconfirmed for more than {:?}",
-                    self.confirm_timeout
-                )));
+            if self.standstill {
+                let answers = self
+                    .last_answer
+                    .is_some_and(|at| at.elapsed() < LAST_ANSWERS);
+                if !answers {
+                    return Poll::Ready(End::Standstill);
+                }
+                check.reset_after(LAST_ANSWERS);
+                continue;
             }
+            if !blocked && self.is_stuck() {
+                if !self.moves() {
+                    return Poll::Ready(End::Failed(format!(
+                        "the oldest publish is unconfirmed for more than {:?}",
+                        self.confirm_timeout
+                    )));
+                }
+                // What is on its way to other queues is confirmed first: published again it would come twice.
+                self.standstill = true;
+                check.reset_after(LAST_ANSWERS);
+            }
+            // A due one is published with the next turn.
+            again.refresh(Instant::now());
+            cx.waker().wake_by_ref();
         }
         Poll::Pending
     }
@@ -282,8 +309,10 @@ impl Session<'_> {
             }
         }
         let (lost, any_refused) = (&mut self.lost, &mut self.refused);
-        self.attribution
-            .settle(|sequence, request, verdict| match verdict {
+        let mut any_answered = false;
+        self.attribution.settle(|sequence, request, verdict| {
+            any_answered |= verdict != Verdict::Lost;
+            match verdict {
                 Verdict::Routed => request.answer(Ok(Stored { routed: true })),
                 Verdict::Unrouted => request.answer(Ok(Stored { routed: false })),
                 Verdict::Refused => {
@@ -292,7 +321,11 @@ impl Session<'_> {
                     request.answer(Err(error));
                 }
                 Verdict::Lost => lost.push((sequence, request)),
-            });
+            }
+        });
+        if any_answered {
+            self.last_answer = Some(Instant::now());
+        }
         true
     }
 
@@ -320,14 +353,14 @@ impl Session<'_> {
     fn fill(
         &mut self,
         cx: &mut Context<'_>,
-        again: &mut VecDeque<Request>,
+        again: &mut Again,
         requests: &mut mpsc::Receiver<Request>,
     ) -> bool {
         let mut published = false;
         // Holes behind an old unconfirmed publish are cheap, but not without end.
         let span_limit = self.slots.len().saturating_mul(SPAN_FACTOR);
         while self.slots.has_room() && self.attribution.span() < span_limit {
-            let request = match again.pop_front() {
+            let request = match again.pop() {
                 Some(request) => request,
                 None if self.finished => break,
                 None => match requests.poll_recv(cx) {
@@ -379,6 +412,12 @@ impl Session<'_> {
         }
     }
 
+    /// Whether the broker answers anything.
+    fn moves(&self) -> bool {
+        self.last_answer
+            .is_some_and(|at| at.elapsed() < self.confirm_timeout / 2)
+    }
+
     fn is_stuck(&self) -> bool {
         self.attribution
             .oldest()
@@ -399,6 +438,8 @@ fn matcher(returned: lapin::message::BasicReturnMessage) -> impl Fn(&Request) ->
 /// The oldest publish can be this many windows behind the newest before publishing pauses.
 const SPAN_FACTOR: usize = 16;
 const CHECK_EVERY: Duration = Duration::from_secs(1);
+/// When none came for so long, none will.
+const LAST_ANSWERS: Duration = Duration::from_millis(250);
 const CONFIRM_SELECT_DEADLINE: Duration = Duration::from_secs(10);
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 const STABLE: Duration = Duration::from_secs(10);

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use maestro_metrics::{DrainPhase, DrainStep, Leftover};
 use parking_lot::Mutex;
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{Executor, Postgres};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -23,7 +23,9 @@ use crate::client::Inner;
 use crate::envelope;
 use crate::error::{Error, ErrorKind};
 use crate::outbox::lease::Leases;
+use crate::outbox::listen::listen;
 use crate::outbox::saga;
+use crate::outbox::standstill::Standstills;
 use crate::outbox::store::{self, Outbox, Row};
 use crate::outbox::{Inbox, answered};
 use crate::publish;
@@ -100,6 +102,8 @@ where
     pub fn start(self) -> Relay {
         let stop = self.inner.closing.child_token();
         let (progress, watching) = watch::channel(Progress::default());
+        // A publish is answered within its own deadline.
+        let standstills = Standstills::new(self.inner.config.confirm_timeout.saturating_mul(2));
         let task = Task {
             leases: Leases::new(self.term),
             inner: self.inner,
@@ -111,6 +115,7 @@ where
             progress,
             chains: Chains::new(),
             waiting: Waiting::new(),
+            standstills,
             publishing: FuturesUnordered::new(),
             sent: Vec::new(),
             sagas: HashSet::new(),
@@ -191,6 +196,7 @@ struct Task<D> {
     leases: Leases,
     chains: Chains<Arc<Outgoing>>,
     waiting: Waiting<Arc<Outgoing>>,
+    standstills: Standstills<Arc<Outgoing>>,
     publishing: FuturesUnordered<Publishing>,
     /// Confirmed, to be deleted.
     sent: Vec<i64>,
@@ -245,7 +251,7 @@ where
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut hungry = true;
         loop {
-            if hungry && self.chains.len() < LOW_WATER {
+            if hungry && self.has_room() {
                 hungry = self.fetch().await?;
             }
             self.publish();
@@ -256,7 +262,8 @@ where
                 self.delete_sent().await?;
                 continue;
             }
-            let again = self.waiting.next();
+            let again = [self.waiting.next(), self.standstills.next()];
+            let again = again.into_iter().flatten().min();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
@@ -275,9 +282,7 @@ where
                     hungry = true;
                 }
                 () = sleep_until(again) => {
-                    for held in self.waiting.due(Instant::now()) {
-                        self.chains.retry(held);
-                    }
+                    self.try_again(Instant::now());
                 }
                 _ = look.tick() => {
                     // A gauge that cannot be set is no reason to stop publishing.
@@ -325,6 +330,13 @@ where
         Ok(more)
     }
 
+    /// Whether more rows are to be read. What a queue does not take must not keep the others from
+    /// being read, up to a bound on memory.
+    fn has_room(&self) -> bool {
+        let known = self.chains.len();
+        known.saturating_sub(self.chains.blocked()) < LOW_WATER && known < MOST
+    }
+
     /// Scheduled events that are due become pending.
     async fn promote(&mut self) -> Result<(), Error> {
         let promoted = sqlx::query(
@@ -358,12 +370,12 @@ where
     fn answered(&mut self, item: Item<Arc<Outgoing>>, result: Result<(), Error>) {
         match result {
             Ok(()) => {
+                let event_type = item.row.routing_key.as_str();
+                self.standstills.sent(event_type, item.id, Instant::now());
                 self.chains.sent(item.key.as_deref());
                 self.sent.push(item.id);
             }
             Err(error) => {
-                let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-                let pause = (0..=item.failures).fold(Duration::ZERO, |_, _| backoff.next());
                 tracing::warn!(
                     id = item.id,
                     failures = item.failures + 1,
@@ -373,9 +385,31 @@ where
                 if error.kind() == ErrorKind::Closed {
                     self.stop.cancel();
                 }
+                let now = Instant::now();
+                let (id, bucket, failures) = (item.id, item.bucket, item.failures);
+                let event_type = item.row.routing_key.clone();
                 let held = self.chains.hold(item);
-                self.waiting.add(Instant::now() + pause, held);
+                let event_type = event_type.as_str();
+                if error.may_be_stored() || self.standstills.is_trying(event_type, id) {
+                    self.standstills.failed(event_type, id, bucket, held, now);
+                } else {
+                    // Not sent, so that trying costs nobody a copy.
+                    let mut backoff =
+                        Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+                    let pause = (0..=failures).fold(Duration::ZERO, |_, _| backoff.next());
+                    self.waiting.add(now + pause, held);
+                }
             }
+        }
+    }
+
+    /// What failed and has waited long enough may go.
+    fn try_again(&mut self, now: Instant) {
+        let leases = &self.leases;
+        let ours = |bucket| leases.may_publish(bucket, now);
+        let due = self.standstills.due(now, ours);
+        for held in self.waiting.due(now).into_iter().chain(due) {
+            self.chains.retry(held);
         }
     }
 
@@ -453,46 +487,11 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-/// Wakes the relay when an event was committed; reconnects for as long as the relay runs.
-async fn listen(options: PgConnectOptions, wake: watch::Sender<()>, stop: CancellationToken) {
-    let mut backoff = Backoff::reconnect();
-    loop {
-        let listening = async {
-            let pool = PgPoolOptions::new()
-                .max_connections(1)
-                .acquire_timeout(Duration::from_secs(5))
-                .connect_lazy_with(options.clone());
-            let mut listener = PgListener::connect_with(&pool).await?;
-            listener.ignore_pool_close_event(true);
-            listener.listen("maestro_outbox").await?;
-            // What was committed before this connection was there.
-            wake.send_replace(());
-            backoff.reset();
-            // `None` when the connection was lost.
-            while listener.try_recv().await?.is_some() {
-                // A burst wakes once.
-                while listener.next_buffered().is_some() {}
-                wake.send_replace(());
-            }
-            Ok::<(), sqlx::Error>(())
-        };
-        let ended = tokio::select! {
-            () = stop.cancelled() => return,
-            ended = listening => ended,
-        };
-        if let Err(error) = ended {
-            tracing::warn!(error = %error, "the outbox relay cannot listen; it polls meanwhile");
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(backoff.next()) => {}
-        }
-    }
-}
-
 const FETCH: usize = 1_000;
-/// Fewer rows in memory than this, and more are read.
+/// Fewer rows in memory than this that can go, and more are read.
 const LOW_WATER: usize = 1_000;
+/// Rows in memory, those that wait for a retry included; of a kibibyte each, ten megabytes.
+const MOST: usize = 10_000;
 const DELETE_BATCH: usize = 500;
 /// As often as queues are counted.
 const LOOK_EVERY: Duration = Duration::from_secs(15);

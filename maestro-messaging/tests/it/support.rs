@@ -198,6 +198,19 @@ impl Raw {
             .unwrap();
     }
 
+    pub async fn unbind(&self, queue: &str, exchange: &str, key: &str) {
+        self.channel()
+            .await
+            .queue_unbind(
+                queue.into(),
+                exchange.into(),
+                key.into(),
+                FieldTable::default(),
+            )
+            .await
+            .unwrap();
+    }
+
     pub async fn delete(&self, queue: &str) {
         let channel = self.channel().await;
         channel

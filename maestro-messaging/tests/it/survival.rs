@@ -1,6 +1,6 @@
 //! The promise of the crate, whole: nothing lost, every effect once.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -8,11 +8,16 @@ use std::time::Duration;
 use maestro_messaging::outbox::Inbox;
 use maestro_messaging::{HandlerError, MessageContext};
 use maestro_testkit::{Service, Stack};
+use parking_lot::Mutex;
 use sqlx::{Connection, PgConnection, PgPool};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::outbox::{pool, variable};
-use crate::support::{Placed, Raw, client, consuming, dead, eventually, publish_for_sure, within};
+use crate::support::{
+    Ignored, Placed, Raw, Surplus, break_queue, client, consuming, dead, eventually,
+    publish_for_sure, within,
+};
 
 /// Once in effect: the message's identity and its effect in one transaction.
 async fn effect(pool: &PgPool, context: &MessageContext) -> Result<(), HandlerError> {
@@ -127,4 +132,114 @@ async fn ten_thousand_confirmed_messages_take_effect_once_each_though_the_broker
     dead(&handling.dead_letters("survivors"), 0).await;
     publishing.close().await;
     handling.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_stands_still_costs_the_healthy_ones_few_copies() {
+    // More than the relay keeps in memory of what it can publish.
+    const ROWS: usize = 1_500;
+    let stack = Stack::builder()
+        .only([Service::Postgres, Service::Rabbitmq])
+        .dedicated()
+        .await
+        .unwrap();
+    let sandbox = stack.sandbox("orders").await.unwrap();
+    let pool = pool(&sandbox).await;
+    let messaging = client(&sandbox, &[("CONFIRM_TIMEOUT", "2s")]).await;
+    let broken = messaging
+        .subscription("broken")
+        .on("orders", |_: Surplus, _| async { Ok(()) })
+        .start()
+        .await
+        .unwrap();
+    broken.ready().await;
+    broken.drain().await;
+    let seen: Arc<Mutex<HashMap<Uuid, u32>>> = Arc::default();
+    let others: Arc<Mutex<HashMap<Uuid, u32>>> = Arc::default();
+    let (noted, noted_others) = (Arc::clone(&seen), Arc::clone(&others));
+    let fine = messaging
+        .subscription("fine")
+        .on("orders", move |_: Surplus, context| {
+            *noted.lock().entry(context.message_id()).or_default() += 1;
+            async { Ok(()) }
+        })
+        .on("orders", move |_: Ignored, context| {
+            let mut others = noted_others.lock();
+            *others.entry(context.message_id()).or_default() += 1;
+            async { Ok(()) }
+        })
+        .start()
+        .await
+        .unwrap();
+    fine.ready().await;
+    let vhost = Raw::vhost(&sandbox);
+    break_queue(&stack.rabbitmq().unwrap(), &vhost, "orders.broken").await;
+
+    let outbox = messaging.outbox();
+    let mut tx = pool.begin().await.unwrap();
+    for number in 0..ROWS as u64 {
+        outbox.add(&mut *tx, &Surplus { number }).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    let relay = outbox.relay(pool.clone()).start();
+    let copies = |of: &Mutex<HashMap<Uuid, u32>>| {
+        let of = of.lock();
+        let deliveries: u32 = of.values().sum();
+        (of.len(), deliveries as usize - of.len())
+    };
+    eventually("the healthy queue has each", || async {
+        copies(&seen).0 == ROWS
+    })
+    .await;
+    // Meanwhile events go on that the broken queue has nothing to do with.
+    let mut tasks = tokio::task::JoinSet::new();
+    let end = Instant::now() + Duration::from_secs(20);
+    for _ in 0..10 {
+        let messaging = messaging.clone();
+        tasks.spawn(async move {
+            let mut confirmed = 0;
+            while Instant::now() < end {
+                let event = Ignored { number: confirmed };
+                confirmed += u64::from(messaging.publish(&event).await.is_ok());
+            }
+            confirmed
+        });
+    }
+    let mut confirmed = 0;
+    while let Some(count) = tasks.join_next().await {
+        confirmed += count.unwrap();
+    }
+    eventually("all that was confirmed is handled", || async {
+        copies(&others).0 as u64 >= confirmed
+    })
+    .await;
+    let unrelated = Ignored { number: 0 };
+    let id = outbox.add(&pool, &unrelated).await.unwrap();
+    eventually("what the broken queue does not want passes", || async {
+        others.lock().contains_key(&id)
+    })
+    .await;
+    let (standing, (passed, again)) = (copies(&seen).1, copies(&others));
+    println!("in 20 s {standing} copies of {ROWS} rows, {again} of {passed} other events");
+    assert!(standing <= 15, "{standing} copies of {ROWS} rows");
+    assert!(passed > 100, "{passed} others passed");
+    assert!(again <= passed / 100, "{again} copies of {passed} others");
+
+    let raw = Raw::connect(&sandbox).await;
+    let key = <Surplus as maestro_messaging::Event>::TYPE;
+    raw.unbind("orders.broken", "orders.events", key).await;
+    eventually("the outbox is empty", || async {
+        let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM maestro.outbox")
+            .fetch_one(&pool)
+            .await
+            .unwrap();
+        rows == 0
+    })
+    .await;
+    let (rows, again) = copies(&seen);
+    println!("{again} copies of {rows} rows in the end");
+    assert_eq!(rows, ROWS);
+    assert!(again <= ROWS + 20, "{again} copies");
+    relay.drain().await;
+    messaging.close().await;
 }
