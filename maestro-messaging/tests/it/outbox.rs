@@ -74,7 +74,7 @@ async fn listener(messaging: &Messaging) -> Log {
     log
 }
 
-async fn rows(pool: &PgPool) -> i64 {
+pub async fn rows(pool: &PgPool) -> i64 {
     sqlx::query_scalar("SELECT count(*) FROM maestro.outbox")
         .fetch_one(pool)
         .await

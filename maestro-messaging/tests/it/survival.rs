@@ -13,7 +13,7 @@ use sqlx::{Connection, PgConnection, PgPool};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::outbox::{pool, variable};
+use crate::outbox::{pool, rows, variable};
 use crate::support::{
     Ignored, Placed, Raw, Surplus, break_queue, client, consuming, dead, eventually,
     publish_for_sure, within,
@@ -134,6 +134,16 @@ async fn ten_thousand_confirmed_messages_take_effect_once_each_though_the_broker
     handling.close().await;
 }
 
+/// How often each message came.
+type Deliveries = Mutex<HashMap<Uuid, u32>>;
+
+/// Messages, and deliveries beyond the first of each.
+fn copies(of: &Deliveries) -> (usize, usize) {
+    let of = of.lock();
+    let deliveries: u32 = of.values().sum();
+    (of.len(), deliveries as usize - of.len())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_stands_still_costs_the_healthy_ones_few_copies() {
     // More than the relay keeps in memory of what it can publish.
@@ -154,8 +164,7 @@ async fn a_queue_that_stands_still_costs_the_healthy_ones_few_copies() {
         .unwrap();
     broken.ready().await;
     broken.drain().await;
-    let seen: Arc<Mutex<HashMap<Uuid, u32>>> = Arc::default();
-    let others: Arc<Mutex<HashMap<Uuid, u32>>> = Arc::default();
+    let (seen, others) = (Arc::<Deliveries>::default(), Arc::<Deliveries>::default());
     let (noted, noted_others) = (Arc::clone(&seen), Arc::clone(&others));
     let fine = messaging
         .subscription("fine")
@@ -182,11 +191,6 @@ async fn a_queue_that_stands_still_costs_the_healthy_ones_few_copies() {
     }
     tx.commit().await.unwrap();
     let relay = outbox.relay(pool.clone()).start();
-    let copies = |of: &Mutex<HashMap<Uuid, u32>>| {
-        let of = of.lock();
-        let deliveries: u32 = of.values().sum();
-        (of.len(), deliveries as usize - of.len())
-    };
     eventually("the healthy queue has each", || async {
         copies(&seen).0 == ROWS
     })
@@ -228,17 +232,10 @@ async fn a_queue_that_stands_still_costs_the_healthy_ones_few_copies() {
     let raw = Raw::connect(&sandbox).await;
     let key = <Surplus as maestro_messaging::Event>::TYPE;
     raw.unbind("orders.broken", "orders.events", key).await;
-    eventually("the outbox is empty", || async {
-        let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM maestro.outbox")
-            .fetch_one(&pool)
-            .await
-            .unwrap();
-        rows == 0
-    })
-    .await;
-    let (rows, again) = copies(&seen);
-    println!("{again} copies of {rows} rows in the end");
-    assert_eq!(rows, ROWS);
+    eventually("the outbox is empty", || async { rows(&pool).await == 0 }).await;
+    let (all, again) = copies(&seen);
+    println!("{again} copies of {all} rows in the end");
+    assert_eq!(all, ROWS);
     assert!(again <= ROWS + 20, "{again} copies");
     relay.drain().await;
     messaging.close().await;
