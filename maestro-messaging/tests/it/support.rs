@@ -14,7 +14,6 @@ use maestro_messaging::{Consumer, ConsumerState, DeadLetters, Event, Messaging, 
 use maestro_testkit::{Origin, Sandbox, Server, Service, Stack};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
-use tokio::time::Instant;
 use uuid::Uuid;
 
 /// An event with a number, so that tests can count.
