@@ -16,6 +16,8 @@ use std::time::Instant;
 
 use serde_json::json;
 
+use crate::cost::{self, Cost, Stopwatch};
+
 /// Whatever went wrong; a benchmark that fails has no figures.
 pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -57,6 +59,7 @@ type Measure<'a> = Box<dyn FnMut() -> Pin<Box<dyn Future<Output = Result<f64>> +
 struct Contender<'a> {
     measure: Measure<'a>,
     values: Vec<f64>,
+    cost: Cost,
 }
 
 struct Peer<'a> {
@@ -77,6 +80,8 @@ pub struct Row {
     target: Target,
     spread: f64,
     note: &'static str,
+    /// Of ours, and of the peer.
+    costs: [Cost; 2],
 }
 
 impl<'a> Comparison<'a> {
@@ -123,6 +128,7 @@ impl<'a> Comparison<'a> {
         for contender in self.contenders() {
             contender.turn().await?;
             contender.values.clear();
+            contender.cost = Cost::default();
         }
         for round in 0..self.rounds {
             eprint!(", {}", round + 1);
@@ -144,6 +150,7 @@ impl<'a> Comparison<'a> {
             target: peer.target,
             spread,
             note: peer.note,
+            costs: [self.ours.cost, peer.contender.cost],
         });
         Ok(rows.collect())
     }
@@ -163,12 +170,16 @@ impl<'a> Contender<'a> {
         Self {
             measure: Box::new(move || Box::pin(measure())),
             values: Vec::new(),
+            cost: Cost::default(),
         }
     }
 
     async fn turn(&mut self) -> Result<()> {
         let value = (self.measure)().await?;
         self.values.push(value);
+        if let Some(cost) = cost::take() {
+            self.cost += cost;
+        }
         Ok(())
     }
 }
@@ -285,6 +296,17 @@ pub fn table(rows: &[Row]) -> String {
     table
 }
 
+/// What one operation cost the processors, where that was measured.
+pub fn costs(rows: &[Row]) -> Option<String> {
+    let lines = rows.iter().enumerate().flat_map(|(index, row)| {
+        let first = index == 0 || rows[index - 1].bench != row.bench;
+        let ours = first.then_some((row.bench.as_str(), "ours", row.costs[0]));
+        let peer = (row.bench.as_str(), row.peer.as_str(), row.costs[1]);
+        ours.into_iter().chain([peer])
+    });
+    cost::table(lines)
+}
+
 /// Nanoseconds for one call of `work`, over `calls` of them.
 pub fn nanoseconds<T>(calls: u32, mut work: impl FnMut() -> T) -> f64 {
     let started = Instant::now();
@@ -302,14 +324,14 @@ where
 {
     let mut running = tokio::task::JoinSet::new();
     let work: Vec<R> = (0..tasks).map(|_| task()).collect();
-    let started = Instant::now();
+    let stopwatch = Stopwatch::start();
     for one in work {
         running.spawn(one);
     }
     while let Some(done) = running.join_next().await {
         done??;
     }
-    Ok(f64::from(tasks) * f64::from(each) / started.elapsed().as_secs_f64())
+    Ok(stopwatch.per_second(f64::from(tasks) * f64::from(each)))
 }
 
 /// A peer's name with the version that is linked in; the newest, where another peer brings an older.
@@ -385,6 +407,7 @@ mod tests {
             target,
             spread: 0.1,
             note: "",
+            costs: Default::default(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Benchmarks of the SDK against its peers: one file per bench, [`harness`] beneath them all.
 
 mod cache;
+mod cost;
 mod db;
 mod harness;
 mod messaging;
@@ -62,6 +63,9 @@ async fn run(arguments: &Arguments) -> harness::Result<()> {
         Bench::Testkit => testkit::run(arguments.rounds).await?,
     };
     println!("\n{}", harness::table(&rows));
+    if let Some(costs) = harness::costs(&rows) {
+        println!("{costs}");
+    }
     harness::write_lines(&rows, &arguments.output)?;
     println!("{}", arguments.output.display());
     Ok(())

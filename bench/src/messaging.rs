@@ -9,7 +9,7 @@ mod raw;
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lapin::options::ConfirmSelectOptions;
 use lapin::{Channel, Connection, ConnectionProperties};
@@ -17,6 +17,7 @@ use maestro_messaging::{Event, Messaging, MessagingConfig};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+use crate::cost::Stopwatch;
 use crate::harness::{Comparison, Result, Row, Target, Unit, per_second, versioned};
 use crate::sandbox::Place;
 use aio_pika::AioPika;
@@ -227,7 +228,7 @@ async fn publish_ours(messaging: &Messaging) -> Result<f64> {
 async fn consume_ours(messaging: &Messaging) -> Result<f64> {
     let handled = Arc::new((AtomicU32::new(0), Notify::new()));
     let counting = Arc::clone(&handled);
-    let started = Instant::now();
+    let stopwatch = Stopwatch::start();
     let consumer = messaging
         .subscription(SUBSCRIPTION)
         .prefetch(PREFETCH)
@@ -241,7 +242,7 @@ async fn consume_ours(messaging: &Messaging) -> Result<f64> {
         .start()
         .await?;
     tokio::time::timeout(PATIENCE, handled.1.notified()).await?;
-    let figure = f64::from(CONSUMED) / started.elapsed().as_secs_f64();
+    let figure = stopwatch.per_second(f64::from(CONSUMED));
     consumer.drain().await;
     Ok(figure)
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use amqprs::callbacks::ChannelCallback;
 use amqprs::channel::{
@@ -15,6 +15,7 @@ use amqprs::{Ack, BasicProperties, Cancel, CloseChannel, Deliver, Nack, Return};
 use async_trait::async_trait;
 use tokio::sync::Notify;
 
+use crate::cost::Stopwatch;
 use crate::harness::Result;
 use crate::messaging::{EXCHANGE, OrderPlaced, TYPE, event};
 
@@ -43,7 +44,7 @@ pub async fn publish(url: &str, count: u64, window: u64) -> Result<f64> {
     channel
         .confirm_select(ConfirmSelectArguments::default())
         .await?;
-    let started = Instant::now();
+    let stopwatch = Stopwatch::start();
     for sent in 0..count {
         confirmed.reaches((sent + 1).saturating_sub(window)).await?;
         let body = serde_json::to_vec(&event())?;
@@ -59,7 +60,7 @@ pub async fn publish(url: &str, count: u64, window: u64) -> Result<f64> {
             .await?;
     }
     confirmed.reaches(count).await?;
-    let figure = count as f64 / started.elapsed().as_secs_f64();
+    let figure = stopwatch.per_second(count as f64);
     close(channel, connection).await?;
     Ok(figure)
 }
@@ -72,14 +73,14 @@ pub async fn consume(url: &str, queue: &str, count: u64, prefetch: u16) -> Resul
         .basic_qos(BasicQosArguments::new(0, prefetch, false))
         .await?;
     let handled = Arc::new(Confirmed::default());
-    let started = Instant::now();
+    let stopwatch = Stopwatch::start();
     let mut arguments = BasicConsumeArguments::new(queue, "bench");
     arguments.manual_ack(true);
     channel
         .basic_consume(Handler(Arc::clone(&handled)), arguments.finish())
         .await?;
     handled.reaches(count).await?;
-    let figure = count as f64 / started.elapsed().as_secs_f64();
+    let figure = stopwatch.per_second(count as f64);
     // Acknowledgements of what was delivered beyond the count may follow the close, which fails then.
     let _ = close(channel, connection).await;
     Ok(figure)

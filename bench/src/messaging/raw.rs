@@ -1,7 +1,5 @@
 //! lapin without anything around it: naively, and tuned by hand.
 
-use std::time::Instant;
-
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use lapin::options::{
@@ -11,21 +9,22 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Confirmation, Connection};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::cost::Stopwatch;
 use crate::harness::{Result, per_second};
 use crate::messaging::{EXCHANGE, OrderPlaced, TYPE, event};
 
 /// Awaits each confirm before the next publish.
 pub async fn publish_each(channel: &Channel, count: u32) -> Result<f64> {
-    let started = Instant::now();
+    let stopwatch = Stopwatch::start();
     for _ in 0..count {
         confirmed(send(channel, body()?).await?.await?)?;
     }
-    Ok(f64::from(count) / started.elapsed().as_secs_f64())
+    Ok(stopwatch.per_second(f64::from(count)))
 }
 
 /// One task that publishes, with a bounded number of confirms awaited at a time.
 pub async fn publish_in_window(channel: &Channel, count: u32, window: usize) -> Result<f64> {
-    let started = Instant::now();
+    let stopwatch = Stopwatch::start();
     let mut confirms = FuturesUnordered::new();
     for _ in 0..count {
         if confirms.len() >= window
@@ -38,7 +37,7 @@ pub async fn publish_in_window(channel: &Channel, count: u32, window: usize) -> 
     while let Some(confirm) = confirms.next().await {
         confirmed(confirm?)?;
     }
-    Ok(f64::from(count) / started.elapsed().as_secs_f64())
+    Ok(stopwatch.per_second(f64::from(count)))
 }
 
 /// What a careful hand writes for a service: many tasks that publish, and one that owns the channel, the
@@ -102,7 +101,7 @@ pub async fn consume(
     channel
         .basic_qos(prefetch, BasicQosOptions::default())
         .await?;
-    let started = Instant::now();
+    let stopwatch = Stopwatch::start();
     let mut deliveries = channel
         .basic_consume(
             queue.into(),
@@ -127,7 +126,7 @@ pub async fn consume(
         }
     }
     while acks.next().await.transpose()?.is_some() {}
-    let figure = f64::from(count) / started.elapsed().as_secs_f64();
+    let figure = stopwatch.per_second(f64::from(count));
     channel.close(200, "done".into()).await?;
     Ok(figure)
 }

@@ -1,6 +1,6 @@
 //! What every test needs: a database of its own with a table or two.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use maestro_config::Environment;
 use maestro_db::{Db, DbConfig};
