@@ -13,8 +13,8 @@ const OTHER_PROCESS: &str =
     "tied::a_program_ends_with_the_process_that_started_it_also_when_that_is_killed";
 const MARK: &str = "the-other-process";
 
-#[test]
-fn a_program_ends_with_the_process_that_started_it_also_when_that_is_killed() {
+#[tokio::test]
+async fn a_program_ends_with_the_process_that_started_it_also_when_that_is_killed() {
     if Path::new(MARK).exists() {
         let mut program = tied("sleep").arg("60").spawn().unwrap();
         println!("\npid {}", program.id());
@@ -37,13 +37,15 @@ fn a_program_ends_with_the_process_that_started_it_also_when_that_is_killed() {
         .unwrap();
     until("the program runs", || {
         state(&pid).is_some_and(|(name, _)| name == "sleep")
-    });
+    })
+    .await;
     other.kill().unwrap();
     other.wait().unwrap();
     // Whoever inherits it may leave it a zombie for a while.
     until("the program's end", || {
         state(&pid).is_none_or(|(_, state)| state == 'Z')
-    });
+    })
+    .await;
 }
 
 /// Name and state of a process.
@@ -53,13 +55,13 @@ fn state(pid: &str) -> Option<(String, char)> {
     Some((name.to_owned(), rest.chars().next()?))
 }
 
-fn until(what: &str, condition: impl Fn() -> bool) {
+async fn until(what: &str, condition: impl Fn() -> bool) {
     let started = Instant::now();
     while !condition() {
         assert!(
             started.elapsed() < Duration::from_secs(30),
             "still not: {what}"
         );
-        std::thread::sleep(Duration::from_millis(20));
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
