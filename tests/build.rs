@@ -9,7 +9,7 @@ use std::path::Path;
 use std::{env, fs};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    let readme = Path::new(&env::var("CARGO_MANIFEST_DIR")?).join("../README.md");
     println!("cargo::rerun-if-changed={}", readme.display());
     let text = fs::read_to_string(readme)?;
     let code = text
