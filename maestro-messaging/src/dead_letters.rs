@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use maestro_config::SubscriptionName;
 use tokio::time::{Instant, timeout};
@@ -229,7 +230,7 @@ impl DeadLetters {
                 break Ok(());
             }
             match timeout(NEXT_DEADLINE, deliveries.next()).await {
-                Ok(Some(Ok(incoming))) => letters.push(read(&incoming)),
+                Ok(Some(Ok(incoming))) => letters.push(read(&incoming.properties, &incoming.body)),
                 Ok(Some(Err(error))) => break Err(error),
                 Ok(None) => break Err(interrupted(&dead)),
                 // Somebody else has taken the rest.
@@ -302,7 +303,7 @@ impl DeadLetters {
                 // Somebody else has taken the rest.
                 Err(_) => break,
             };
-            let letter = read(&incoming);
+            let letter = read(&incoming.properties, &incoming.body);
             // What died again since this began is not replayed in a circle.
             let fresh = letter.last_failed_at.is_some_and(|at| at >= started) && letter.replays > 0;
             if fresh || !filter.matches(&letter) {
@@ -394,8 +395,8 @@ impl Sorted {
     }
 }
 
-fn read(incoming: &Incoming) -> DeadLetter {
-    let properties = &incoming.properties;
+/// A message in a dead-letter queue, whoever put it there.
+pub(crate) fn read(properties: &BasicProperties, body: &Bytes) -> DeadLetter {
     let empty = FieldTable::default();
     let table = properties.headers().as_ref().unwrap_or(&empty);
     let text = |name| headers::text(table, name);
@@ -425,7 +426,7 @@ fn read(incoming: &Incoming) -> DeadLetter {
             .map(ToString::to_string),
         tenant: text(headers::TENANT),
         replays: headers::count(table, headers::REPLAYS).unwrap_or_default(),
-        body: incoming.body.clone(),
+        body: body.clone(),
     }
 }
 

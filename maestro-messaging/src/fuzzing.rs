@@ -6,16 +6,18 @@
 
 use std::time::UNIX_EPOCH;
 
+use bytes::Bytes;
 use lapin::protocol::basic::parse_properties;
 use lapin::types::FieldTable;
 
 use crate::address::Address;
-use crate::amqp::{Greeting, Sanitizer};
+use crate::amqp::{Greeting, Sanitizer, read_difference};
 use crate::envelope::Envelope;
-use crate::{headers, retry};
+use crate::topology::{Difference, Values};
+use crate::{dead_letters, headers, retry};
 
-/// Properties and headers as a stranger may send them: reading ends, what is read survives its
-/// encoding, and copies for a rung or a replay keep the identity and fit a frame.
+/// Properties and headers as a stranger may send them: reading ends, as an event and as a dead letter,
+/// what is read survives its encoding, and copies for a rung or a replay keep the identity and fit a frame.
 pub fn envelope(bytes: &[u8]) {
     let Ok((_, properties)) = parse_properties(bytes) else {
         return;
@@ -26,6 +28,10 @@ pub fn envelope(bytes: &[u8]) {
         if let Ok(encoded) = envelope.encode() {
             assert_eq!(Envelope::decode(&encoded).as_ref(), Ok(envelope));
         }
+    }
+    let letter = dead_letters::read(&properties, &Bytes::new());
+    if let Ok(envelope) = &envelope {
+        assert_eq!(letter.message_id, Some(envelope.message_id));
     }
     let origin = retry::origin(
         &properties,
@@ -84,6 +90,48 @@ pub fn address(text: &str) {
     }
 }
 
+/// What the broker says of an argument that differs: a sentence of anybody's is read to its end, and
+/// of the broker's own, wherever it is cut, never another argument or value than it names.
+pub fn difference(text: &str) {
+    let _ = read_difference(text);
+
+    let mut parts = text.split('\n');
+    let mut part = || parts.next().unwrap_or_default().replace([' ', '\''], "");
+    let (argument, type_name) = (part(), part());
+    let (there, here) = (part(), part());
+    let cut = part().len();
+    let spoken = |value: &str| match (value, type_name.as_str()) {
+        ("", _) => "none".to_owned(),
+        (value, "") => format!("'{value}'"),
+        (value, type_name) => format!("the value '{value}' of type '{type_name}'"),
+    };
+    let set = |value: String| Some(value).filter(|value| !value.is_empty());
+    let mut said = format!(
+        "PRECONDITION_FAILED - inequivalent arg '{argument}' for queue 'q' in vhost '/': received {} but \
+         current is {}",
+        spoken(&here),
+        spoken(&there),
+    );
+    let values = Values {
+        there: set(there),
+        here: set(here),
+    };
+    let of = |values: Option<Values>| {
+        Some(Difference {
+            argument: argument.clone(),
+            values,
+        })
+    };
+    assert_eq!(read_difference(&said), of(Some(values.clone())));
+    said.truncate(said.floor_char_boundary(said.len().saturating_sub(cut)));
+    // As an error and its cause say it.
+    let read = read_difference(&format!("{said}: {said}"));
+    assert!(
+        read.is_none() || read == of(None) || read == of(Some(values)),
+        "{said}: {read:?}"
+    );
+}
+
 /// Our own headers, beside what is carried along.
 const SLACK: usize = 1_024;
 
@@ -110,6 +158,15 @@ mod tests {
                 bytes.push(0xCE);
             }
             super::stream(&bytes);
+        }
+
+        #[test]
+        fn the_brokers_words_are_read_as_they_are_or_not(
+            words in "(inequivalent arg '|: received |none|the value '|' of type '| but current is |'|.){0,12}",
+            parts in "[^\n]{0,4}\n(long|)\n[^\n]{0,4}\n[^\n]{0,4}\n[a-z]{0,99}",
+        ) {
+            super::difference(&words);
+            super::difference(&parts);
         }
 
         #[test]

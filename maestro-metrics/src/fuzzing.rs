@@ -7,6 +7,7 @@
 use crate::context::{BAGGAGE, CORRELATION_ID, Context, TENANT_ID, TRACEPARENT, TRACESTATE};
 use crate::otlp::{Endpoint, decode_response};
 use crate::process::parse_stat;
+use crate::telemetry::{LogLevel, SecretHeaders};
 
 /// The headers of a call from anybody: what is read of them is passed on as it was read, in headers
 /// that any protocol takes.
@@ -55,6 +56,30 @@ pub fn endpoint(text: &str) {
     }
 }
 
+/// Log directives, and headers for a collector: what is read is read again as the same, and no header
+/// is shown.
+pub fn settings(text: &str) {
+    if let Some(level) = LogLevel::parse(text) {
+        assert_eq!(LogLevel::parse(level.as_str()), Some(level));
+    }
+    let pairs = |headers: &SecretHeaders| -> Vec<(String, String)> {
+        let pairs = headers.iter();
+        pairs
+            .map(|(name, value)| (name.into(), value.into()))
+            .collect()
+    };
+    if let Some(headers) = SecretHeaders::parse(text) {
+        assert_eq!(format!("{headers:?}"), "[redacted]");
+        let read = pairs(&headers);
+        let written: Vec<_> = read
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        let again = SecretHeaders::parse(&written.join(","));
+        assert_eq!(again.as_ref().map(pairs), Some(read));
+    }
+}
+
 /// What the kernel says of a process, whatever its program is called.
 pub fn process(text: &str) {
     let _ = parse_stat(text);
@@ -86,6 +111,15 @@ mod tests {
             url in "(https?://)?([a-z]{1,3}(:[a-z]{1,3})?@)?[a-z0-9]{1,5}(:(4317|4318|14268|80))?(/[a-z/]{0,6})?(/v1/traces/?)?(\\?a=b)?",
         ) {
             super::endpoint(&url);
+        }
+
+        #[test]
+        fn settings_are_read_again_as_the_same(
+            directives in "((info|warn|[a-z:]{0,6}(=(debug|TRACE|off|7)?)?),? ?){0,4}",
+            headers in "( ?[a-zA-Z-]{0,4}=[ -~é]{0,6},?){0,3}",
+        ) {
+            super::settings(&directives);
+            super::settings(&headers);
         }
 
         #[test]

@@ -35,7 +35,7 @@ use link::{Link, LinkState, Live, Purpose};
 use links::Links;
 use publisher::Publisher;
 #[cfg(any(test, fuzzing))]
-pub(crate) use {sanitize::Sanitizer, version::Greeting};
+pub(crate) use {difference::read as read_difference, sanitize::Sanitizer, version::Greeting};
 
 /// The broker of a service: a link that publishes with the task for it, and those that consume.
 #[derive(Debug)]

@@ -42,7 +42,7 @@ pub struct TracingConfig {
 pub struct SecretHeaders(std::sync::Arc<Vec<(String, Secret<String>)>>);
 
 impl SecretHeaders {
-    fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let pairs = text.split(',').map(|pair| {
             let (name, value) = pair.split_once('=')?;
             let (name, value) = (name.trim(), value.trim());
