@@ -2,16 +2,33 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use serde_json::Value;
 
 use crate::failure::{Failure, Result};
 use crate::process;
 
-/// The root of this clone.
+/// The root of the clone the command was given in. Looked for when it runs: this program may have been
+/// built before the clone was moved, or in another one whose build output was copied.
 pub(crate) fn root() -> &'static Path {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here)
+    static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
+        let built_in = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let here = std::env::current_dir().ok();
+        here.as_deref()
+            .and_then(clone_around)
+            .or(built_in.parent())
+            .unwrap_or(built_in)
+            .to_owned()
+    });
+    &ROOT
+}
+
+/// The nearest folder around `folder`, itself included, that is a clone of this workspace.
+fn clone_around(folder: &Path) -> Option<&Path> {
+    folder
+        .ancestors()
+        .find(|folder| folder.join("xtask/Cargo.toml").is_file())
 }
 
 /// Members of the workspace and where its build output goes.
@@ -110,5 +127,26 @@ impl Package {
             .map(said)
             .to_vec(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clone_is_found_from_any_folder_in_it_and_nowhere_else() {
+        let scratch = root().join(format!("target/tmp/clone-{}", std::process::id()));
+        let clone = scratch.join("moved here");
+        let inside = clone.join("maestro-db/src");
+        for folder in [&clone.join("xtask"), &inside] {
+            std::fs::create_dir_all(folder).unwrap();
+        }
+        std::fs::write(clone.join("xtask/Cargo.toml"), "").unwrap();
+        assert_eq!(clone_around(&inside), Some(clone.as_path()));
+        assert_eq!(clone_around(&clone), Some(clone.as_path()));
+        assert_ne!(clone_around(&scratch), Some(clone.as_path()));
+        assert_eq!(clone_around(Path::new("/")), None);
+        std::fs::remove_dir_all(scratch).unwrap();
     }
 }

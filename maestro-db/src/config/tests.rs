@@ -122,10 +122,7 @@ fn every_problem_is_in_one_report_and_none_twice() {
         ("MAESTRO_POSTGRES_URL", "postgresql://orders@db:5432"),
         ("MAESTRO_POSTGRES_POOL_MAX", "0"),
         ("MAESTRO_POSTGRES_LOCK_TIMEOUT", "10"),
-        (
-            "MAESTRO_POSTGRES_TLS_CERT",
-            concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"),
-        ),
+        ("MAESTRO_POSTGRES_TLS_CERT", "Cargo.toml"),
     ]);
     for name in ["_URL", "_POOL_MAX", "_LOCK_TIMEOUT", "_TLS_KEY"] {
         assert!(

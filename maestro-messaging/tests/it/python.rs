@@ -43,7 +43,8 @@ async fn interpreter() -> PathBuf {
     if has_pika.is_ok_and(|output| output.status.success()) {
         return "python3".into();
     }
-    let home = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/python");
+    // Tests run in their package's folder.
+    let home = std::path::absolute("../target/python").unwrap();
     let python = home.join("bin/python");
     let ready = home.join(PIKA);
     std::fs::create_dir_all(&home).unwrap();

@@ -101,11 +101,16 @@ fn tables() -> Vec<&'static Table> {
     .concat()
 }
 
+/// The clone this runs in, which need not be the one it was built in.
+fn root() -> PathBuf {
+    let here = std::env::current_dir().unwrap_or_default();
+    let clone = |folder: &&Path| folder.join("xtask/docs/Cargo.toml").is_file();
+    here.ancestors().find(clone).unwrap_or(&here).to_owned()
+}
+
 impl Page {
     fn path(&self) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../..")
-            .join(self.name)
+        root().join(self.name)
     }
 
     fn is_current(&self) -> bool {
