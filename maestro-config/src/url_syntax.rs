@@ -134,7 +134,15 @@ pub(crate) fn may_hold_password(text: &str) -> bool {
     let in_authority = text.find("://").is_some_and(|at| text[at..].contains('@'));
     in_authority
         || [
-            "password", "passwd", "pwd", "secret", "token", "api_key", "apikey",
+            "password",
+            "passwd",
+            "pwd",
+            "secret",
+            "token",
+            "api_key",
+            "apikey",
+            // A key in place of its path.
+            "-----begin",
         ]
         .iter()
         .any(|word| lower.contains(word))

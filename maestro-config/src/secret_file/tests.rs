@@ -108,6 +108,8 @@ fn a_file_that_holds_no_secret_says_why() {
     assert_eq!(refused(b""), Unreadable::Empty);
     assert_eq!(refused(b" \n"), Unreadable::Empty);
     assert_eq!(refused(b"\xff\xfe"), Unreadable::NotUtf8);
+    assert_eq!(refused(b"\xef\xbb\xbfsecret"), Unreadable::ByteOrderMark);
+    assert_eq!(refused(b"sec\0ret"), Unreadable::Nul);
     assert_eq!(refused(&vec![b'x'; LONGEST_VALUE + 1]), Unreadable::TooLong);
     assert_eq!(read(directory.path()), Err(Unreadable::NotAFile));
     assert_eq!(read(Path::new("/nowhere/at/all")), Err(Unreadable::Missing));
