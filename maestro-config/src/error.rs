@@ -103,7 +103,8 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    /// Every problem: files first, then variables in the order of the tables, then unknown names.
+    /// Every problem: files first, then variables in the order of the tables, then unknown names. Of
+    /// hundreds of lines in a file, or of names, the first ones and how many more there are.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }

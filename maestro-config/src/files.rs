@@ -20,6 +20,9 @@ pub(crate) const ENVIRONMENT: &str = "MAESTRO_ENVIRONMENT";
 
 /// Longest env file, in bytes.
 const LONGEST_FILE: u64 = 1 << 20;
+/// Lines of one file that are reported each; a file with more of them is no env file, and a report of
+/// all of them nobody's help.
+const MOST_LINES: usize = 20;
 /// Includes inside includes; a bound, far beyond use.
 const DEEPEST: usize = 16;
 
@@ -71,7 +74,7 @@ pub(crate) fn of_text(name: &str, text: &str) -> (Layer, Vec<Problem>) {
     let path = Path::new(name);
     let mut layer = Layer::default();
     let faults = parsed.faults.into_iter();
-    let mut problems: Vec<_> = faults.map(|fault| of_fault(path, fault)).collect();
+    let mut problems = first_of(path, faults.map(|fault| of_fault(path, fault)));
     for (line, item) in parsed.items {
         let origin = of_line(path, line);
         match item {
@@ -184,8 +187,10 @@ impl Loading<'_> {
         let layer = layer_of(&canonical, rank);
         let parsed = env_file::parse(&text);
         let faults = parsed.faults.into_iter();
-        self.problems
-            .extend(faults.map(|fault| of_fault(&shown, fault)));
+        self.problems.extend(first_of(
+            &shown,
+            faults.map(|fault| of_fault(&shown, fault)),
+        ));
         including.push(canonical);
         for (line, item) in parsed.items {
             let origin = of_line(&shown, line);
@@ -277,20 +282,20 @@ impl Loading<'_> {
             return None;
         }
         let mut text = Zeroizing::new(String::with_capacity(bytes.len()));
+        let mut left_out = Vec::new();
         for (index, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
             if let Ok(line) = std::str::from_utf8(line) {
                 text.push_str(line);
             } else {
                 text.push('\n');
-                let fix = "save the file as UTF-8".to_owned();
-                self.problem(
-                    &name,
-                    &of_line(shown, index + 1),
-                    "is not UTF-8".to_owned(),
-                    fix,
-                );
+                left_out.push(index + 1);
             }
         }
+        let not_utf8 = left_out.into_iter().map(|line| {
+            let fix = "save the file as UTF-8".to_owned();
+            of_file(&name, &of_line(shown, line), "is not UTF-8".to_owned(), fix)
+        });
+        self.problems.extend(first_of(shown, not_utf8));
         Some(text)
     }
 
@@ -411,6 +416,19 @@ fn of_fault(path: &Path, fault: env_file::Fault) -> Problem {
             fault.fix.to_owned(),
         )
     }
+}
+
+/// The first problems of a file's lines, and how many more there are.
+fn first_of(path: &Path, mut problems: impl ExactSizeIterator<Item = Problem>) -> Vec<Problem> {
+    let mut first: Vec<_> = problems.by_ref().take(MOST_LINES).collect();
+    let more = problems.len();
+    first.extend(problems.next().map(|next| Problem {
+        variable: path.display().to_string(),
+        message: format!("begins {more} more lines that cannot be used"),
+        fix: "mend the ones above first; if this is no env file, name another".to_owned(),
+        ..next
+    }));
+    first
 }
 
 fn of_file(name: &str, origin: &Origin, message: String, fix: String) -> Problem {

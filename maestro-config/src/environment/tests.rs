@@ -357,6 +357,26 @@ fn a_line_that_is_not_utf8_costs_itself_and_no_other() {
 }
 
 #[test]
+fn a_file_of_anything_else_does_not_flood_the_report() {
+    let junk = "x y\n".repeat(10_000);
+    let not_utf8 = b"\xff\n".repeat(10_000);
+    let place = Place::with(&[("orders/.env.shared", BASE), ("orders/.env", &junk)]);
+    let of_file = |place: &Place| {
+        let error = place.environment(&[]).read::<Db>().unwrap_err();
+        let problems = error.problems();
+        let last = problems.iter().rfind(|p| p.variable() == ".env").unwrap();
+        assert!(last.message().contains("more lines"), "{last}");
+        assert!(!last.fix().is_empty());
+        problems.len()
+    };
+    assert!(of_file(&place) < 30);
+    std::fs::write(place.service().join(".env"), not_utf8).unwrap();
+    assert!(of_file(&place) < 30);
+    let text = Environment::from_pairs([("A", "b")]).with_env_file("junk", &junk);
+    assert!(text.read::<Db>().unwrap_err().problems().len() < 30);
+}
+
+#[test]
 fn a_compose_file_says_what_to_move_where() {
     let compose =
         "services:\n  orders:\n    environment:\n      - MAESTRO_CACHE_URL=redis://:canary@h\n";

@@ -267,6 +267,16 @@ fn unknown_names_are_warned_of_in_development_and_refused_in_production() {
 }
 
 #[test]
+fn thousands_of_unknown_names_do_not_flood_the_report() {
+    let names = (0..5_000).map(|n| (format!("MAESTRO_CACHE_X{n}"), "canary".to_owned()));
+    let environment = Environment::from_pairs(names).with_pairs([("MAESTRO_ENVIRONMENT", "test")]);
+    let (_, warnings) = environment.read_with_warnings::<Ttl>().unwrap();
+    assert!(warnings.len() < 60, "{}", warnings.len());
+    let last = warnings.last().unwrap().to_string();
+    assert!(last.contains("4950 more names"), "{last}");
+}
+
+#[test]
 fn a_variable_missing_in_its_table_is_still_read() {
     const FORGOTTEN: Variable = Variable::new("MAESTRO_ELSEWHERE", Kind::String);
     #[derive(Debug)]
