@@ -124,6 +124,7 @@ fn unknown(environment: &Environment, tables: &[&Table]) -> Vec<Problem> {
 
 fn unknown_name(name: &str, origin: &Origin, tables: &[&Table]) -> Problem {
     let nearest = typos::nearest(name, tables);
+    let nearest = nearest.as_deref();
     Problem {
         variable: name.to_owned(),
         origin: origin.to_string(),
