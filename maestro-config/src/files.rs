@@ -9,7 +9,7 @@ use secrecy::zeroize::Zeroizing;
 use crate::compose;
 use crate::env_file::{self, Item};
 use crate::error::Problem;
-use crate::identity::Deployment;
+use crate::identity::{self, Deployment};
 use crate::layers::{Definition, Layer, Layers};
 use crate::origin::Origin;
 
@@ -143,15 +143,12 @@ impl Loading<'_> {
             .filter(|name| !name.is_empty())
         {
             let path = self.directory.join(name);
-            if self.read_file(&path, Rank::Local, &mut Vec::new()) == Presence::Missing {
+            if let Presence::Absent(why) = self.read_file(&path, Rank::Local, &mut Vec::new()) {
                 let named_in = self.origin(ENV_FILES);
                 self.problem(
                     ENV_FILES,
                     &named_in,
-                    format!(
-                        "names the file {}, which does not exist",
-                        self.shown(&path).display()
-                    ),
+                    format!("names the file {}, {why}", self.shown(&path).display()),
                     "correct the path; relative ones begin at the working directory".to_owned(),
                 );
             }
@@ -165,10 +162,8 @@ impl Loading<'_> {
     /// Reads one file; `including` holds the canonical paths of the files that lead here.
     fn read_file(&mut self, path: &Path, rank: Rank, including: &mut Vec<PathBuf>) -> Presence {
         let shown = self.shown(path);
-        // A directory called `.env` is some tool's, and none of ours.
-        match std::fs::metadata(path) {
-            Ok(metadata) if metadata.is_file() => {}
-            _ => return Presence::Missing,
+        if let Err(absent) = presence(path) {
+            return absent;
         }
         let canonical = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         if including.contains(&canonical) {
@@ -244,17 +239,20 @@ impl Loading<'_> {
         let shown = self.shown(&path);
         let (message, fix) = if including.len() >= DEEPEST {
             (
-                "too deep inside other includes",
+                "too deep inside other includes".to_owned(),
                 "include it from the file that is read first",
             )
         } else {
             match self.read_file(&path, rank, including) {
-                Presence::Missing if !optional => (
-                    "which does not exist",
+                Presence::Absent(why) if !optional => (
+                    why,
                     "correct the path, which begins at the including file, or remove the line",
                 ),
-                Presence::Cycle => ("which includes this file", "remove one of the two lines"),
-                Presence::Missing | Presence::Read => return,
+                Presence::Cycle => (
+                    "which includes this file".to_owned(),
+                    "remove one of the two lines",
+                ),
+                Presence::Absent(_) | Presence::Read => return,
             }
         };
         self.problem(
@@ -272,13 +270,18 @@ impl Loading<'_> {
         let outcome = std::fs::File::open(path)
             .and_then(|file| file.take(LONGEST_FILE + 1).read_to_end(&mut bytes));
         let refused = match outcome {
-            Err(error) => Some(format!("cannot be read ({})", error.kind())),
-            Ok(_) if bytes.len() as u64 > LONGEST_FILE => Some("is longer than 1 MiB".to_owned()),
+            Err(error) => Some((
+                format!("cannot be read ({})", error.kind()),
+                "let the user of the process read it, or remove it",
+            )),
+            Ok(_) if bytes.len() as u64 > LONGEST_FILE => Some((
+                "is longer than 1 MiB".to_owned(),
+                "keep the settings alone in it; if this is no env file, name another",
+            )),
             Ok(_) => None,
         };
-        if let Some(message) = refused {
-            let fix = "let the user of the process read it, or remove it".to_owned();
-            self.problem(&name, &of_line(shown, 1), message, fix);
+        if let Some((message, fix)) = refused {
+            self.problem(&name, &of_line(shown, 1), message, fix.to_owned());
             return None;
         }
         let mut text = Zeroizing::new(String::with_capacity(bytes.len()));
@@ -406,16 +409,12 @@ fn of_line(path: &Path, line: usize) -> Origin {
 fn of_fault(path: &Path, fault: env_file::Fault) -> Problem {
     let name = fault.name.unwrap_or_else(|| path.display().to_string());
     let origin = of_line(path, fault.line);
-    Problem {
-        expected: "`NAME=value`, `source path` or a comment on a line".to_owned(),
-        example: "MAESTRO_TEAM='platform'".to_owned(),
-        ..of_file(
-            &name,
-            &origin,
-            fault.message.to_owned(),
-            fault.fix.to_owned(),
-        )
-    }
+    of_file(
+        &name,
+        &origin,
+        fault.message.to_owned(),
+        fault.fix.to_owned(),
+    )
 }
 
 /// The first problems of a file's lines, and how many more there are.
@@ -431,22 +430,49 @@ fn first_of(path: &Path, mut problems: impl ExactSizeIterator<Item = Problem>) -
     first
 }
 
+/// A problem of a file, or of one of the two variables that say which are read.
 fn of_file(name: &str, origin: &Origin, message: String, fix: String) -> Problem {
+    let variable = [&identity::ENVIRONMENT, &identity::ENV_FILES]
+        .into_iter()
+        .find(|variable| variable.name() == name);
+    if let Some(variable) = variable {
+        return Problem::of(variable, origin, message, fix);
+    }
     Problem {
         variable: name.to_owned(),
         origin: origin.to_string(),
         message,
-        expected: String::new(),
-        example: String::new(),
+        expected: LINE.0.to_owned(),
+        example: LINE.1.to_owned(),
         fix,
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// What an env file is made of, and an example.
+const LINE: (&str, &str) = (
+    "`NAME=value`, `source path` or a comment on a line",
+    "MAESTRO_TEAM='platform'",
+);
+
+#[derive(PartialEq, Eq)]
 enum Presence {
     Read,
-    Missing,
+    /// Why there is nothing to read; reads on after the path and a comma.
+    Absent(String),
     Cycle,
+}
+
+fn presence(path: &Path) -> Result<(), Presence> {
+    let why = match std::fs::metadata(path) {
+        // A directory called `.env` is some tool's, and to open a pipe would wait for its writer.
+        Ok(metadata) if metadata.is_file() => return Ok(()),
+        Ok(_) => "which is not a file".to_owned(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            "which does not exist".to_owned()
+        }
+        Err(error) => format!("which cannot be reached ({})", error.kind()),
+    };
+    Err(Presence::Absent(why))
 }
 
 /// Whatever lies in an `infrastructure/` folder is the platform's, and so is the file of that name.

@@ -120,7 +120,7 @@ const TEAM: Variable = Variable::new("MAESTRO_TEAM", Kind::String)
 const INSTANCE: Variable = Variable::new("MAESTRO_INSTANCE_ID", Kind::String)
     .doc("This process among the replicas; the host name when absent.")
     .example("quality-fabric-7d4b9");
-const ENV_FILES: Variable = Variable::new("MAESTRO_ENV_FILES", Kind::Paths)
+pub(crate) const ENV_FILES: Variable = Variable::new("MAESTRO_ENV_FILES", Kind::Paths)
     .doc("Env files to read instead of searching for them, later ones above earlier ones. Process environment only; refused in staging and production.")
     .example(".env.shared,.env");
 

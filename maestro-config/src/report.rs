@@ -125,14 +125,18 @@ fn unknown(environment: &Environment, tables: &[&Table]) -> Vec<Problem> {
 fn unknown_name(name: &str, origin: &Origin, tables: &[&Table]) -> Problem {
     let nearest = typos::nearest(name, tables);
     let nearest = nearest.as_deref();
+    let shown = typos::like(nearest.unwrap_or(name), tables);
     Problem {
         variable: name.to_owned(),
         origin: origin.to_string(),
         message: "is known to no crate that this service uses".to_owned(),
-        expected: nearest
-            .map(|near| format!("perhaps `{near}`"))
+        expected: match nearest {
+            Some(near) => format!("perhaps `{near}`"),
+            None => "a name of docs/configuration.md".to_owned(),
+        },
+        example: shown
+            .map(|variable| format!("{}={}", variable.name, variable.example_text()))
             .unwrap_or_default(),
-        example: String::new(),
         fix: match nearest {
             Some(near) => format!("rename {name} to {near}"),
             None => format!("remove {name}; docs/configuration.md lists what there is"),

@@ -46,6 +46,17 @@ pub(crate) fn nearest(name: &str, tables: &[&Table]) -> Option<String> {
     Some(format!("{known}_FILE"))
 }
 
+/// The variable of this name (or of its `_FILE`), else the first of its area: for an example.
+pub(crate) fn like(name: &str, tables: &[&Table]) -> Option<&'static Variable> {
+    let upper = name.to_ascii_uppercase();
+    let plain = upper.strip_suffix("_FILE").unwrap_or(&upper);
+    let is_area = |area: &&str| upper.starts_with(area);
+    let of_area = tables.iter().find(|table| table.areas.iter().any(is_area));
+    variables(tables)
+        .find(|variable| variable.name == plain)
+        .or_else(|| of_area.and_then(|table| table.variables.first()))
+}
+
 fn is_in_an_area(upper: &str, tables: &[&Table]) -> bool {
     let mut areas = tables.iter().flat_map(|table| table.areas);
     areas.any(|area| upper.starts_with(area))
