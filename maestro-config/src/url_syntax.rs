@@ -110,7 +110,9 @@ fn check_path(url: &Url) -> Result<(), Wrong> {
     let path = url.path().strip_prefix('/').unwrap_or_default();
     match url.scheme() {
         "redis" | "rediss" | "valkey" | "valkeys" => {
-            if !path.is_empty() && path.parse::<u16>().is_err() {
+            // `parse` alone would take `+1`.
+            let digits = path.bytes().all(|b| b.is_ascii_digit());
+            if !path.is_empty() && (!digits || path.parse::<u16>().is_err()) {
                 return Err(Wrong::new("has a path that is not one database number")
                     .fix("end it with the number alone: redis://host:6379/1"));
             }
@@ -210,6 +212,7 @@ mod tests {
             ("redis://h/1/2", "database number"),
             ("redis://h/orders", "database number"),
             ("redis://h/-1", "database number"),
+            ("redis://h/+1", "database number"),
             ("redis://h/99999", "database number"),
             ("redis://h/1?db=2", "?db="),
             ("redis://:${REDIS_PASSWORD}@h/1", "expanded"),
