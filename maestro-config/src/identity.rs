@@ -217,6 +217,29 @@ mod tests {
     }
 
     #[test]
+    fn a_name_in_another_spelling_is_given_back_in_the_right_one() {
+        for (name, fix) in [
+            ("Orders_Service", "MAESTRO_SERVICE_NAME=orders-service"),
+            ("order service", "MAESTRO_SERVICE_NAME=order-service"),
+            ("9lives", "MAESTRO_SERVICE_NAME=quality-fabric"),
+        ] {
+            let pairs = [
+                ("MAESTRO_SERVICE_NAME", name),
+                ("MAESTRO_ENVIRONMENT", "test"),
+            ];
+            let error = Environment::from_pairs(pairs)
+                .read::<Identity>()
+                .unwrap_err();
+            assert_eq!(error.problems()[0].fix(), fix);
+        }
+        let pairs = [NAMED, ("MAESTRO_ENVIRONMENT", "prodution")];
+        let error = Environment::from_pairs(pairs)
+            .read::<Identity>()
+            .unwrap_err();
+        assert_eq!(error.problems()[0].fix(), "MAESTRO_ENVIRONMENT=production");
+    }
+
+    #[test]
     fn the_instance_is_the_host_by_default() {
         let directory = tempfile::tempdir().unwrap();
         let pairs = [NAMED, ("MAESTRO_ENVIRONMENT", "test")];

@@ -154,6 +154,14 @@ fn a_wrong_value_is_shown_with_what_was_probably_meant() {
     assert!(wrong.expected().contains("from 1ms to 720h"), "{wrong}");
     let wrong = problem::<Mode>("MAESTRO_CACHE_MODE", "Near");
     assert_eq!(wrong.fix(), "MAESTRO_CACHE_MODE=near");
+    let wrong = problem::<Mode>("MAESTRO_CACHE_MODE", "remoet");
+    assert_eq!(wrong.fix(), "MAESTRO_CACHE_MODE=remote");
+    let wrong = problem::<Ttl>("MAESTRO_CACHE_TTL", "\"30s\"");
+    assert!(wrong.message().contains("in quotes"), "{wrong}");
+    assert_eq!(wrong.fix(), "MAESTRO_CACHE_TTL=30s");
+    let wrong = problem::<Url>("MAESTRO_CACHE_URL", "'redis://u:canary@h/1'");
+    assert!(wrong.message().contains("in quotes"), "{wrong}");
+    assert!(!wrong.to_string().contains("canary"), "{wrong}");
     let wrong = problem::<Ttl>("MAESTRO_CACHE_TTL", "\u{1b}[31m");
     assert_eq!(
         wrong.message(),
@@ -210,6 +218,13 @@ fn a_megabyte_of_text_is_a_value_and_does_not_fill_the_report() {
     );
     let shown = problem::<Ttl>("MAESTRO_CACHE_TTL", &long).to_string();
     assert!(shown.len() < 1_000, "{} bytes", shown.len());
+    for text in [
+        "9".repeat(1_000_000),
+        format!("\"{}s\"", "9".repeat(1_000_000)),
+    ] {
+        let shown = problem::<Ttl>("MAESTRO_CACHE_TTL", &text).to_string();
+        assert!(shown.len() < 1_000, "{} bytes", shown.len());
+    }
     let longer = "x".repeat((1 << 20) + 1);
     let wrong = problem::<Note>("MAESTRO_CACHE_NOTE", &longer);
     assert_eq!(wrong.message(), "is longer than 1 MiB");
