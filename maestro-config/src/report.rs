@@ -101,10 +101,16 @@ fn unsaid_deployment(
 
 fn unknown(environment: &Environment, tables: &[&Table]) -> Vec<Problem> {
     let mut seen = BTreeSet::new();
+    // The address of a service, from Kubernetes, has the name that a port would have.
+    let is_link = |name: &str| {
+        let value = || environment.layers.effective(name)?.ok();
+        name.ends_with("_PORT") && value().is_some_and(|value| value.text.contains("://"))
+    };
     let mut names = environment
         .layers
         .names()
-        .filter(|(name, _)| typos::is_unknown(name, tables) && seen.insert(*name));
+        .filter(|(name, _)| typos::is_unknown(name, tables) && !is_link(name))
+        .filter(|(name, _)| seen.insert(*name));
     let mut problems: Vec<_> = names
         .by_ref()
         .take(MOST_UNKNOWN)

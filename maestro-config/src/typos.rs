@@ -124,10 +124,10 @@ fn is_known(name: &str, tables: &[&Table]) -> bool {
 }
 
 /// Kubernetes gives every pod the addresses of the services of its namespace, and ours are called
-/// `maestro-postgres`: `MAESTRO_POSTGRES_SERVICE_HOST`, `MAESTRO_POSTGRES_PORT_5432_TCP_ADDR`.
+/// `maestro-postgres`: `MAESTRO_POSTGRES_SERVICE_HOST`, `MAESTRO_POSTGRES_PORT_5432_TCP_ADDR`. The one
+/// called `MAESTRO_POSTGRES_PORT` is told from a port by its value alone.
 fn is_service_link(name: &str) -> bool {
-    if name.ends_with("_SERVICE_HOST") || name.contains("_SERVICE_PORT") || name.ends_with("_PORT")
-    {
+    if name.ends_with("_SERVICE_HOST") || name.contains("_SERVICE_PORT") {
         return true;
     }
     let Some((_, port)) = name.split_once("_PORT_") else {
@@ -190,7 +190,7 @@ mod tests {
             ("MAESTRO_POSTGRES_ADMIN_PASSWORD_FILE", false),
             ("MAESTRO_POSTGRES_SERVICE_HOST", false),
             ("MAESTRO_POSTGRES_SERVICE_PORT_SQL", false),
-            ("MAESTRO_POSTGRES_PORT", false),
+            ("MAESTRO_POSTGRES_PORT", true),
             ("MAESTRO_POSTGRES_PORT_5432_TCP", false),
             ("MAESTRO_POSTGRES_PORT_5432_TCP_ADDR", false),
             ("MAESTRO_POSTGRES_PORT_NUMBER", true),

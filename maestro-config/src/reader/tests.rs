@@ -282,6 +282,15 @@ fn unknown_names_are_warned_of_in_development_and_refused_in_production() {
 }
 
 #[test]
+fn a_port_is_unknown_unless_it_is_the_address_that_kubernetes_gives() {
+    for (value, unknown) in [("6380", 1), ("tcp://10.0.0.7:6379", 0)] {
+        let environment = Environment::from_pairs([("MAESTRO_CACHE_PORT", value)]);
+        let (_, warnings) = environment.read_with_warnings::<Ttl>().unwrap();
+        assert_eq!(warnings.len(), unknown, "{value}");
+    }
+}
+
+#[test]
 fn thousands_of_unknown_names_do_not_flood_the_report() {
     let names = (0..5_000).map(|n| (format!("MAESTRO_CACHE_X{n}"), "canary".to_owned()));
     let environment = Environment::from_pairs(names).with_pairs([("MAESTRO_ENVIRONMENT", "test")]);
