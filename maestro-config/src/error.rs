@@ -1,5 +1,6 @@
 //! One report with every problem.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use crate::origin::Origin;
@@ -82,7 +83,8 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}): {}", self.variable, self.origin, self.message)?;
+        let [variable, origin] = [&self.variable, &self.origin].map(|text| one_line(text));
+        write!(f, "{variable} ({origin}): {}", self.message)?;
         for (label, text) in [
             ("expected", &self.expected),
             ("example", &self.example),
@@ -93,6 +95,15 @@ impl fmt::Display for Problem {
             }
         }
         Ok(())
+    }
+}
+
+/// A name or a path can hold anything, and must not write lines of the report.
+fn one_line(text: &str) -> Cow<'_, str> {
+    if text.contains(char::is_control) {
+        text.escape_debug().to_string().into()
+    } else {
+        text.into()
     }
 }
 

@@ -18,6 +18,7 @@ use crate::raw::Raw;
 use crate::rules;
 use crate::secret::Secret;
 use crate::typos;
+use crate::url_syntax;
 use crate::variable::{Table, Variable};
 
 /// A settings struct that is read from the environment.
@@ -310,6 +311,12 @@ impl Reader<'_> {
             let wrong = Wrong::new("begins or ends with a line break")
                 .fix("store it without one: printf %s, not echo");
             self.wrong(variable, raw, &wrong);
+            return None;
+        }
+        let enclosed =
+            |begin: &str, end: &str| raw.text.starts_with(begin) && raw.text.ends_with(end);
+        if enclosed("${", "}") || enclosed("$(", ")") {
+            self.wrong(variable, raw, &url_syntax::unexpanded());
             return None;
         }
         if self.deployment().is_some_and(Deployment::is_strict)

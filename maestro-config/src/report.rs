@@ -129,6 +129,7 @@ fn unknown(environment: &Environment, tables: &[&Table]) -> Vec<Problem> {
 }
 
 fn unknown_name(name: &str, origin: &Origin, tables: &[&Table]) -> Problem {
+    let printed = name.escape_debug();
     let nearest = typos::nearest(name, tables);
     let nearest = nearest.as_deref();
     let shown = typos::like(nearest.unwrap_or(name), tables);
@@ -144,8 +145,8 @@ fn unknown_name(name: &str, origin: &Origin, tables: &[&Table]) -> Problem {
             .map(|variable| format!("{}={}", variable.name, variable.example_text()))
             .unwrap_or_default(),
         fix: match nearest {
-            Some(near) => format!("rename {name} to {near}"),
-            None => format!("remove {name}; docs/configuration.md lists what there is"),
+            Some(near) => format!("rename {printed} to {near}"),
+            None => format!("remove {printed}; docs/configuration.md lists what there is"),
         },
     }
 }

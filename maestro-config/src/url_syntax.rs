@@ -9,11 +9,8 @@ use crate::parse::Wrong;
 
 /// Checks one URL against the schemes of its variable.
 pub(crate) fn url(text: &str, schemes: &[&str]) -> Result<Url, Wrong> {
-    if text.contains("${") {
-        return Err(Wrong::new("holds `${…}`, which nothing has expanded").fix(
-            "docker's --env-file and Kubernetes expand nothing: write the value itself, or set \
-             the variable in an env file or in a compose file's `environment:`",
-        ));
+    if text.contains("${") || text.contains("$(") {
+        return Err(unexpanded());
     }
     if text.contains(|c: char| c.is_whitespace() || c.is_control()) {
         return Err(Wrong::new("holds a space or a control character")
@@ -46,6 +43,15 @@ pub(crate) fn url(text: &str, schemes: &[&str]) -> Result<Url, Wrong> {
     }
     check_path(&url)?;
     Ok(url)
+}
+
+/// A reference stands where its value belongs. Kubernetes leaves `$(NAME)` when `NAME` is defined below.
+pub(crate) fn unexpanded() -> Wrong {
+    Wrong::new("holds `${…}` or `$(…)`, which nothing has expanded").fix(
+        "docker's --env-file expands nothing, and Kubernetes only `$(NAME)` of variables above: write \
+         the value itself, or set the variable in an env file or in a compose file's `environment:` \
+         (a `$` that is meant is written %24 in a URL)",
+    )
 }
 
 fn no_host() -> Wrong {
@@ -216,6 +222,7 @@ mod tests {
             ("redis://h/99999", "database number"),
             ("redis://h/1?db=2", "?db="),
             ("redis://:${REDIS_PASSWORD}@h/1", "expanded"),
+            ("redis://:$(REDIS_PASSWORD)@h/1", "expanded"),
             ("amqp://u:p@h/a/b", "more than one name"),
         ] {
             let wrong = url(text, ALL).expect_err(text);

@@ -147,6 +147,36 @@ fn white_space_around_a_value_is_no_part_of_it_unless_it_is_a_secret() {
 }
 
 #[test]
+fn a_reference_that_nothing_expanded_is_no_password() {
+    for value in ["${REDIS_PASSWORD}", "$(REDIS_PASSWORD)", "${A:-canary}"] {
+        let wrong = problem::<Password>("MAESTRO_CACHE_PASSWORD", value);
+        assert!(wrong.message().contains("nothing has expanded"), "{wrong}");
+        assert!(!wrong.to_string().contains("canary"), "{wrong}");
+    }
+    for value in ["a${b", "$(", "$ecret", "{a}"] {
+        assert!(
+            read::<Password>("MAESTRO_CACHE_PASSWORD", value).is_ok(),
+            "{value}"
+        );
+    }
+}
+
+#[test]
+fn a_name_cannot_write_lines_of_the_report() {
+    let name = "MAESTRO_CACHE_\n   2. \u{1b}[31m";
+    let pairs = [(name, "x"), ("MAESTRO_ENVIRONMENT", "production")];
+    let shown = Environment::from_pairs(pairs)
+        .read::<Ttl>()
+        .unwrap_err()
+        .to_string();
+    assert!(shown.contains("MAESTRO_CACHE_\\n"), "{shown}");
+    assert!(
+        !shown.contains('\u{1b}') && !shown.contains("\n   2."),
+        "{shown}"
+    );
+}
+
+#[test]
 fn a_wrong_value_is_shown_with_what_was_probably_meant() {
     let wrong = problem::<Ttl>("MAESTRO_CACHE_TTL", "30");
     assert_eq!(wrong.message(), "`30` has no unit");
