@@ -13,7 +13,7 @@ pub(crate) fn variables(text: &str) -> Vec<String> {
         // A list may stand at the indent of its key.
         let belongs = |of: usize| indent > of || (indent == of && content.starts_with("- "));
         if !inside.is_some_and(belongs) {
-            inside = (content.trim_end() == "environment:").then_some(indent);
+            inside = begins_environment(content).then_some(indent);
             continue;
         }
         let entry = content
@@ -31,8 +31,16 @@ pub(crate) fn variables(text: &str) -> Vec<String> {
     names
 }
 
+/// The key alone, or with a comment or an anchor for other services to refer to.
+fn begins_environment(content: &str) -> bool {
+    let after = content.strip_prefix("environment:").map(str::trim);
+    after.is_some_and(|after| after.is_empty() || after.starts_with(['#', '&']))
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::variables;
 
     #[test]
@@ -48,5 +56,33 @@ mod tests {
             "LOG_LEVEL",
         ];
         assert_eq!(variables(text), expected);
+    }
+
+    #[test]
+    fn a_comment_or_an_anchor_beside_the_key_hides_nothing() {
+        for key in [
+            "environment: # why",
+            "environment: &shared",
+            "environment:   ",
+        ] {
+            let text = format!("x-shared:\n  {key}\n    MAESTRO_TEAM: platform\n");
+            assert_eq!(variables(&text), ["MAESTRO_TEAM"], "{key}");
+        }
+        assert!(variables("environment: none\n  A: b\n").is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_it_fall_over_and_no_value_is_taken_for_a_name(
+            text in "(environment:|  |- |[AB_]{1,3}|=|: |canary|\"|'|#|\\n|é){0,40}"
+        ) {
+            let names = variables(&text);
+            prop_assert!(names.iter().all(|name| !name.is_empty() && !name.contains("canary")));
+        }
+
+        #[test]
+        fn no_text_at_all_makes_it_fall_over(text in any::<String>()) {
+            let _ = variables(&text);
+        }
     }
 }

@@ -201,6 +201,8 @@ fn is_kebab(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -260,6 +262,26 @@ mod tests {
                 name.parse::<SubscriptionName>().is_err(),
                 "{name} was accepted"
             );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_accepted_name_means_nothing_to_a_server(text in "[a-zA-Z0-9_. '\";:-]{0,44}|.{0,8}") {
+            let harmless = |name: &str, more: &str| {
+                name.chars()
+                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || more.contains(c))
+            };
+            if let Ok(service) = text.parse::<ServiceName>() {
+                prop_assert!((3..=40).contains(&text.len()));
+                prop_assert!(harmless(service.as_str(), "-"));
+                // PostgreSQL cuts names at 63 bytes.
+                prop_assert!(service.migrator_role().len() <= 63);
+                prop_assert!(harmless(&service.migrator_role(), "_"));
+            }
+            if let Ok(subscription) = text.parse::<SubscriptionName>() {
+                prop_assert!(harmless(&subscription.to_string(), "-"));
+            }
         }
     }
 }

@@ -133,9 +133,10 @@ port. In a URL, `@`, `/`, `?`, `#`, `:` and `%` of a user or password are percen
 **Env files** hold `NAME=value` lines with `export`, comments, quotes, `${OTHER}`,
 `${OTHER:-default}`, and `source path` for another env file. Commands are not run.
 
-**Staging and production** refuse: the user `guest`; an empty or well-known password; a server's port
-on the host (25432, 27379, …); a host outside the platform's network without TLS; a name in a crate's
-area that the crate does not know (in the other environments that is a warning).
+**Staging and production** refuse: the user `guest`; an empty or well-known password, or the placeholder
+of an example; a server's port on the host (25432, 27379, …); a Redis database above 15; a host outside
+the platform's network without TLS; a name in a crate's area that the crate does not know, or a slip of a
+name that it knows (in the other environments that is a warning).
 ";
 
 #[cfg(test)]

@@ -12,7 +12,9 @@ mod refused;
 mod value;
 
 use cursor::{Cursor, is_name};
-use refused::{BARE_NAME, COMPOSE, Refused, Result, SHELL, SPACES, UNCLOSED, WRONG_NAME};
+use refused::{
+    APOSTROPHE, BARE_NAME, COMPOSE, Refused, Result, SHELL, SPACES, UNCLOSED, WRONG_NAME,
+};
 
 use crate::template::Template;
 
@@ -66,8 +68,8 @@ pub(crate) fn parse(text: &str) -> Parsed {
                         fix,
                     });
                 }
-                if refused == UNCLOSED {
-                    judging = false;
+                judging &= refused != UNCLOSED;
+                if [UNCLOSED, APOSTROPHE].contains(&refused) {
                     cursor = start;
                 }
                 cursor.skip_line();
@@ -117,7 +119,7 @@ fn item(cursor: &mut Cursor<'_>, named: &mut Option<String>) -> Result<Option<It
     let conventional = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
     *named = name.chars().all(conventional).then(|| name.clone());
     let line = cursor.line_text();
-    if line.starts_with(' ') && !line.trim().is_empty() && !line.trim().starts_with('#') {
+    if line.starts_with([' ', '\t']) && !line.trim().is_empty() && !line.trim().starts_with('#') {
         return Err(SPACES);
     }
     let value = value::to_line_end(cursor)?;

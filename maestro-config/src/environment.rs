@@ -95,7 +95,7 @@ impl Environment {
                 origin: Origin::Process.to_string(),
                 message: format!("cannot be found ({})", error.kind()),
                 expected: "a directory that exists and may be entered".to_owned(),
-                example: String::new(),
+                example: "/app".to_owned(),
                 fix: "start the service in a directory that exists".to_owned(),
             }],
         })?;

@@ -1,5 +1,6 @@
 //! One report with every problem.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use crate::origin::Origin;
@@ -82,7 +83,8 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}): {}", self.variable, self.origin, self.message)?;
+        let [variable, origin] = [&self.variable, &self.origin].map(|text| one_line(text));
+        write!(f, "{variable} ({origin}): {}", self.message)?;
         for (label, text) in [
             ("expected", &self.expected),
             ("example", &self.example),
@@ -96,6 +98,15 @@ impl fmt::Display for Problem {
     }
 }
 
+/// A name or a path can hold anything, and must not write lines of the report.
+fn one_line(text: &str) -> Cow<'_, str> {
+    if text.contains(char::is_control) {
+        text.escape_debug().to_string().into()
+    } else {
+        text.into()
+    }
+}
+
 /// The environment cannot be used; holds every problem found, and never a secret's value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
@@ -103,7 +114,8 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    /// Every problem: files first, then variables in the order of the tables, then unknown names.
+    /// Every problem: files first, then variables in the order of the tables, then unknown names. Of
+    /// hundreds of lines in a file, or of names, the first ones and how many more there are.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }

@@ -20,6 +20,8 @@ pub(crate) enum Fault {
         advice: String,
     },
     EmptyFileName,
+    /// `NAME_FILE` holds what is no path by its looks, and nothing is there.
+    PerhapsTheSecret,
     SecretFile {
         path: PathBuf,
         reason: Unreadable,
@@ -45,6 +47,10 @@ impl Fault {
                 format!("refers to `{name}`, which has no value")
             }
             Self::EmptyFileName => "names an empty path as its file".to_owned(),
+            Self::PerhapsTheSecret => {
+                "names a file that does not exist, not shown because it may be the secret itself"
+                    .to_owned()
+            }
             Self::SecretFile { path, reason } => {
                 format!("names the file {}, {reason}", path.display())
             }
@@ -69,6 +75,9 @@ impl Fault {
             Self::RequiredReference { name, advice } if advice.is_empty() => format!("set {name}"),
             Self::RequiredReference { name, advice } => format!("set {name}: {advice}"),
             Self::EmptyFileName => format!("{variable}_FILE=/run/secrets/name"),
+            Self::PerhapsTheSecret => {
+                format!("write the path of a file, as in {variable}_FILE=/run/secrets/name")
+            }
             Self::SecretFile { reason, .. } => reason.fix().to_owned(),
             Self::NameAndFile(name) => format!("remove one of {name} and {name}_FILE"),
         }

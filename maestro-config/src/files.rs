@@ -9,7 +9,7 @@ use secrecy::zeroize::Zeroizing;
 use crate::compose;
 use crate::env_file::{self, Item};
 use crate::error::Problem;
-use crate::identity::Deployment;
+use crate::identity::{self, Deployment};
 use crate::layers::{Definition, Layer, Layers};
 use crate::origin::Origin;
 
@@ -20,6 +20,9 @@ pub(crate) const ENVIRONMENT: &str = "MAESTRO_ENVIRONMENT";
 
 /// Longest env file, in bytes.
 const LONGEST_FILE: u64 = 1 << 20;
+/// Lines of one file that are reported each; a file with more of them is no env file, and a report of
+/// all of them nobody's help.
+const MOST_LINES: usize = 20;
 /// Includes inside includes; a bound, far beyond use.
 const DEEPEST: usize = 16;
 
@@ -71,7 +74,7 @@ pub(crate) fn of_text(name: &str, text: &str) -> (Layer, Vec<Problem>) {
     let path = Path::new(name);
     let mut layer = Layer::default();
     let faults = parsed.faults.into_iter();
-    let mut problems: Vec<_> = faults.map(|fault| of_fault(path, fault)).collect();
+    let mut problems = first_of(path, faults.map(|fault| of_fault(path, fault)));
     for (line, item) in parsed.items {
         let origin = of_line(path, line);
         match item {
@@ -140,15 +143,12 @@ impl Loading<'_> {
             .filter(|name| !name.is_empty())
         {
             let path = self.directory.join(name);
-            if self.read_file(&path, Rank::Local, &mut Vec::new()) == Presence::Missing {
+            if let Presence::Absent(why) = self.read_file(&path, Rank::Local, &mut Vec::new()) {
                 let named_in = self.origin(ENV_FILES);
                 self.problem(
                     ENV_FILES,
                     &named_in,
-                    format!(
-                        "names the file {}, which does not exist",
-                        self.shown(&path).display()
-                    ),
+                    format!("names the file {}, {why}", self.shown(&path).display()),
                     "correct the path; relative ones begin at the working directory".to_owned(),
                 );
             }
@@ -162,10 +162,8 @@ impl Loading<'_> {
     /// Reads one file; `including` holds the canonical paths of the files that lead here.
     fn read_file(&mut self, path: &Path, rank: Rank, including: &mut Vec<PathBuf>) -> Presence {
         let shown = self.shown(path);
-        // A directory called `.env` is some tool's, and none of ours.
-        match std::fs::metadata(path) {
-            Ok(metadata) if metadata.is_file() => {}
-            _ => return Presence::Missing,
+        if let Err(absent) = presence(path) {
+            return absent;
         }
         let canonical = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         if including.contains(&canonical) {
@@ -184,8 +182,10 @@ impl Loading<'_> {
         let layer = layer_of(&canonical, rank);
         let parsed = env_file::parse(&text);
         let faults = parsed.faults.into_iter();
-        self.problems
-            .extend(faults.map(|fault| of_fault(&shown, fault)));
+        self.problems.extend(first_of(
+            &shown,
+            faults.map(|fault| of_fault(&shown, fault)),
+        ));
         including.push(canonical);
         for (line, item) in parsed.items {
             let origin = of_line(&shown, line);
@@ -239,17 +239,20 @@ impl Loading<'_> {
         let shown = self.shown(&path);
         let (message, fix) = if including.len() >= DEEPEST {
             (
-                "too deep inside other includes",
+                "too deep inside other includes".to_owned(),
                 "include it from the file that is read first",
             )
         } else {
             match self.read_file(&path, rank, including) {
-                Presence::Missing if !optional => (
-                    "which does not exist",
+                Presence::Absent(why) if !optional => (
+                    why,
                     "correct the path, which begins at the including file, or remove the line",
                 ),
-                Presence::Cycle => ("which includes this file", "remove one of the two lines"),
-                Presence::Missing | Presence::Read => return,
+                Presence::Cycle => (
+                    "which includes this file".to_owned(),
+                    "remove one of the two lines",
+                ),
+                Presence::Absent(_) | Presence::Read => return,
             }
         };
         self.problem(
@@ -267,30 +270,35 @@ impl Loading<'_> {
         let outcome = std::fs::File::open(path)
             .and_then(|file| file.take(LONGEST_FILE + 1).read_to_end(&mut bytes));
         let refused = match outcome {
-            Err(error) => Some(format!("cannot be read ({})", error.kind())),
-            Ok(_) if bytes.len() as u64 > LONGEST_FILE => Some("is longer than 1 MiB".to_owned()),
+            Err(error) => Some((
+                format!("cannot be read ({})", error.kind()),
+                "let the user of the process read it, or remove it",
+            )),
+            Ok(_) if bytes.len() as u64 > LONGEST_FILE => Some((
+                "is longer than 1 MiB".to_owned(),
+                "keep the settings alone in it; if this is no env file, name another",
+            )),
             Ok(_) => None,
         };
-        if let Some(message) = refused {
-            let fix = "let the user of the process read it, or remove it".to_owned();
-            self.problem(&name, &of_line(shown, 1), message, fix);
+        if let Some((message, fix)) = refused {
+            self.problem(&name, &of_line(shown, 1), message, fix.to_owned());
             return None;
         }
         let mut text = Zeroizing::new(String::with_capacity(bytes.len()));
+        let mut left_out = Vec::new();
         for (index, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
             if let Ok(line) = std::str::from_utf8(line) {
                 text.push_str(line);
             } else {
                 text.push('\n');
-                let fix = "save the file as UTF-8".to_owned();
-                self.problem(
-                    &name,
-                    &of_line(shown, index + 1),
-                    "is not UTF-8".to_owned(),
-                    fix,
-                );
+                left_out.push(index + 1);
             }
         }
+        let not_utf8 = left_out.into_iter().map(|line| {
+            let fix = "save the file as UTF-8".to_owned();
+            of_file(&name, &of_line(shown, line), "is not UTF-8".to_owned(), fix)
+        });
+        self.problems.extend(first_of(shown, not_utf8));
         Some(text)
     }
 
@@ -401,34 +409,70 @@ fn of_line(path: &Path, line: usize) -> Origin {
 fn of_fault(path: &Path, fault: env_file::Fault) -> Problem {
     let name = fault.name.unwrap_or_else(|| path.display().to_string());
     let origin = of_line(path, fault.line);
-    Problem {
-        expected: "`NAME=value`, `source path` or a comment on a line".to_owned(),
-        example: "MAESTRO_TEAM='platform'".to_owned(),
-        ..of_file(
-            &name,
-            &origin,
-            fault.message.to_owned(),
-            fault.fix.to_owned(),
-        )
-    }
+    of_file(
+        &name,
+        &origin,
+        fault.message.to_owned(),
+        fault.fix.to_owned(),
+    )
 }
 
+/// The first problems of a file's lines, and how many more there are.
+fn first_of(path: &Path, mut problems: impl ExactSizeIterator<Item = Problem>) -> Vec<Problem> {
+    let mut first: Vec<_> = problems.by_ref().take(MOST_LINES).collect();
+    let more = problems.len();
+    first.extend(problems.next().map(|next| Problem {
+        variable: path.display().to_string(),
+        message: format!("begins {more} more lines that cannot be used"),
+        fix: "mend the ones above first; if this is no env file, name another".to_owned(),
+        ..next
+    }));
+    first
+}
+
+/// A problem of a file, or of one of the two variables that say which are read.
 fn of_file(name: &str, origin: &Origin, message: String, fix: String) -> Problem {
+    let variable = [&identity::ENVIRONMENT, &identity::ENV_FILES]
+        .into_iter()
+        .find(|variable| variable.name() == name);
+    if let Some(variable) = variable {
+        return Problem::of(variable, origin, message, fix);
+    }
     Problem {
         variable: name.to_owned(),
         origin: origin.to_string(),
         message,
-        expected: String::new(),
-        example: String::new(),
+        expected: LINE.0.to_owned(),
+        example: LINE.1.to_owned(),
         fix,
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// What an env file is made of, and an example.
+const LINE: (&str, &str) = (
+    "`NAME=value`, `source path` or a comment on a line",
+    "MAESTRO_TEAM='platform'",
+);
+
+#[derive(PartialEq, Eq)]
 enum Presence {
     Read,
-    Missing,
+    /// Why there is nothing to read; reads on after the path and a comma.
+    Absent(String),
     Cycle,
+}
+
+fn presence(path: &Path) -> Result<(), Presence> {
+    let why = match std::fs::metadata(path) {
+        // A directory called `.env` is some tool's, and to open a pipe would wait for its writer.
+        Ok(metadata) if metadata.is_file() => return Ok(()),
+        Ok(_) => "which is not a file".to_owned(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            "which does not exist".to_owned()
+        }
+        Err(error) => format!("which cannot be reached ({})", error.kind()),
+    };
+    Err(Presence::Absent(why))
 }
 
 /// Whatever lies in an `infrastructure/` folder is the platform's, and so is the file of that name.

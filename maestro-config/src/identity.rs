@@ -120,7 +120,7 @@ const TEAM: Variable = Variable::new("MAESTRO_TEAM", Kind::String)
 const INSTANCE: Variable = Variable::new("MAESTRO_INSTANCE_ID", Kind::String)
     .doc("This process among the replicas; the host name when absent.")
     .example("quality-fabric-7d4b9");
-const ENV_FILES: Variable = Variable::new("MAESTRO_ENV_FILES", Kind::Paths)
+pub(crate) const ENV_FILES: Variable = Variable::new("MAESTRO_ENV_FILES", Kind::Paths)
     .doc("Env files to read instead of searching for them, later ones above earlier ones. Process environment only; refused in staging and production.")
     .example(".env.shared,.env");
 
@@ -211,6 +211,29 @@ mod tests {
             .unwrap_err();
         assert_eq!(error.problems()[0].variable(), "MAESTRO_ENVIRONMENT");
         let error = Environment::from_pairs([NAMED, ("MAESTRO_ENVIRONMENT", "prod")])
+            .read::<Identity>()
+            .unwrap_err();
+        assert_eq!(error.problems()[0].fix(), "MAESTRO_ENVIRONMENT=production");
+    }
+
+    #[test]
+    fn a_name_in_another_spelling_is_given_back_in_the_right_one() {
+        for (name, fix) in [
+            ("Orders_Service", "MAESTRO_SERVICE_NAME=orders-service"),
+            ("order service", "MAESTRO_SERVICE_NAME=order-service"),
+            ("9lives", "MAESTRO_SERVICE_NAME=quality-fabric"),
+        ] {
+            let pairs = [
+                ("MAESTRO_SERVICE_NAME", name),
+                ("MAESTRO_ENVIRONMENT", "test"),
+            ];
+            let error = Environment::from_pairs(pairs)
+                .read::<Identity>()
+                .unwrap_err();
+            assert_eq!(error.problems()[0].fix(), fix);
+        }
+        let pairs = [NAMED, ("MAESTRO_ENVIRONMENT", "prodution")];
+        let error = Environment::from_pairs(pairs)
             .read::<Identity>()
             .unwrap_err();
         assert_eq!(error.problems()[0].fix(), "MAESTRO_ENVIRONMENT=production");

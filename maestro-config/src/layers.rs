@@ -10,7 +10,7 @@ use secrecy::zeroize::Zeroizing;
 
 use crate::fault::Fault;
 use crate::origin::Origin;
-use crate::secret_file;
+use crate::secret_file::{self, Unreadable};
 use crate::template::{Absent, Segment, Template};
 
 /// Longest value, in bytes: far above any setting, far below what would hurt.
@@ -175,7 +175,8 @@ impl<'a> Resolution<'a> {
 
     fn file_value(&mut self, at: Position) -> Result<Value, Fault> {
         let named = self.value(at)?;
-        let mut path = PathBuf::from(named.text.as_str());
+        let name = named.text.trim();
+        let mut path = PathBuf::from(name);
         if path.as_os_str().is_empty() {
             return Err(Fault::EmptyFileName);
         }
@@ -184,9 +185,12 @@ impl<'a> Resolution<'a> {
         {
             path = directory.join(path);
         }
-        let text = secret_file::read(&path).map_err(|reason| Fault::SecretFile {
-            path: path.clone(),
-            reason,
+        let text = secret_file::read(&path).map_err(|reason| match reason {
+            Unreadable::Missing | Unreadable::Other(_) if !is_path(name) => Fault::PerhapsTheSecret,
+            reason => Fault::SecretFile {
+                path: path.clone(),
+                reason,
+            },
         })?;
         Ok(Value {
             text,
@@ -271,16 +275,30 @@ fn is_conventional(name: &str) -> bool {
     !name.bytes().any(|b| b.is_ascii_lowercase())
 }
 
+/// Whether a text is a path by its looks. What stands in a `NAME_FILE` by mistake is often the secret
+/// itself, and base64 has slashes too.
+fn is_path(text: &str) -> bool {
+    /// What Linux takes for a path, in bytes.
+    const LONGEST: usize = 4096;
+    ["/", "./", "../", "~/"]
+        .iter()
+        .any(|start| text.starts_with(start))
+        && text.len() < LONGEST
+        && !text.ends_with('=')
+        && !text.contains(char::is_control)
+}
+
 /// Names under which secrets travel between files, in no table of ours. A `_FILE` names a path.
 pub(crate) fn sounds_secret(name: &str) -> bool {
-    const WORDS: [&str; 7] = [
-        "PASSWORD",
-        "PASSWD",
+    const WORDS: [&str; 8] = [
+        "PASS",
+        "_PWD",
         "SECRET",
         "TOKEN",
         "PRIVATE",
         "CREDENTIAL",
         "API_KEY",
+        "APIKEY",
     ];
     !name.ends_with("_FILE") && WORDS.iter().any(|word| name.contains(word))
 }

@@ -143,10 +143,18 @@ fn conflict(variable: &Variable, entries: &[Entry]) -> Option<Problem> {
         };
         set().find(differs).map(|other| (one, other))
     })?;
-    let older = if one.name == variable.name {
-        other
-    } else {
-        one
+    let name = variable.name;
+    let older = match (one.name == name, other.name == name) {
+        (true, _) => Some(other),
+        (_, true) => Some(one),
+        _ => None,
+    };
+    let fix = match older {
+        Some(older) => format!("keep {name}, remove {} ({})", older.name, older.origin),
+        None => format!(
+            "give {name} the right one of the two values, remove {} and {}",
+            one.name, other.name
+        ),
     };
     Some(Problem::of(
         variable,
@@ -155,10 +163,7 @@ fn conflict(variable: &Variable, entries: &[Entry]) -> Option<Problem> {
             "is set as {} ({}) and, differently, as {} ({})",
             one.name, one.origin, other.name, other.origin
         ),
-        format!(
-            "keep {}, remove {} ({})",
-            variable.name, older.name, older.origin
-        ),
+        fix,
     ))
 }
 

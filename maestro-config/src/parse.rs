@@ -88,7 +88,21 @@ pub(crate) fn duration(text: &str) -> Result<Duration, Wrong> {
 
 /// Durations separated by commas.
 pub(crate) fn durations(text: &str) -> Result<Vec<Duration>, Wrong> {
-    elements(text)?.into_iter().map(duration).collect()
+    let parsed: Vec<_> = elements(text)?
+        .into_iter()
+        .map(|element| (element, duration(element)))
+        .collect();
+    // Pasting one corrected element would lose the others.
+    let meant = parsed.iter().map(|(element, outcome)| match outcome {
+        Ok(_) => Some(*element),
+        Err(wrong) => wrong.suggestion.as_deref(),
+    });
+    let meant = meant.collect::<Option<Vec<_>>>().map(|all| all.join(","));
+    let durations: Result<_, Wrong> = parsed.into_iter().map(|(_, outcome)| outcome).collect();
+    durations.map_err(|wrong| Wrong {
+        suggestion: meant,
+        ..wrong
+    })
 }
 
 /// `512B`, `16KiB`, `64MiB`, `1GiB`, `0`.

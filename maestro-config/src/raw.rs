@@ -58,7 +58,10 @@ impl Raw {
             Some(shown) => format!("`{shown}` {}", wrong.message),
             None => format!("the value {}", wrong.message),
         };
-        let suggestion = wrong.suggestion.as_deref().filter(|_| self.may_be_shown);
+        let can_be_pasted = |text: &&str| {
+            self.may_be_shown && text.len() <= SHOWN && !text.contains(char::is_control)
+        };
+        let suggestion = wrong.suggestion.as_deref().filter(can_be_pasted);
         let fix = match &wrong.fix {
             Some(fix) => fix.clone(),
             None => variable.fix(suggestion),

@@ -18,6 +18,7 @@ use crate::raw::Raw;
 use crate::rules;
 use crate::secret::Secret;
 use crate::typos;
+use crate::url_syntax;
 use crate::variable::{Table, Variable};
 
 /// A settings struct that is read from the environment.
@@ -63,8 +64,14 @@ impl Reader<'_> {
     /// A service name.
     pub fn service_name(&mut self, variable: &Variable) -> Option<ServiceName> {
         self.parse(variable, |text| {
-            text.parse::<ServiceName>()
-                .map_err(|error| Wrong::new(format!("is not {}", error.expected())))
+            text.parse::<ServiceName>().map_err(|error| {
+                let wrong = Wrong::new(format!("is not {}", error.expected()));
+                let kebab = text.to_ascii_lowercase().replace(['_', ' ', '.'], "-");
+                match kebab.parse::<ServiceName>() {
+                    Ok(name) => wrong.meant(name.as_str()),
+                    Err(_) => wrong,
+                }
+            })
         })
     }
 
@@ -79,9 +86,12 @@ impl Reader<'_> {
             }
             let wrong = Wrong::new("is none of the words accepted");
             let lower = text.to_ascii_lowercase();
+            // As long as a word may be: a megabyte is not compared with every one of them.
+            let is_near = |word: &str| lower.len() < 40 && strsim::osa_distance(&lower, word) <= 2;
             let near = words
                 .iter()
-                .find(|word| **word == lower || (lower.len() >= 3 && word.starts_with(&lower)));
+                .find(|word| **word == lower || (lower.len() >= 3 && word.starts_with(&lower)))
+                .or_else(|| words.iter().find(|word| word.len() > 4 && is_near(word)));
             Err(near.map_or(wrong.clone(), |word| wrong.meant(*word)))
         })
     }
@@ -277,12 +287,14 @@ impl Reader<'_> {
     pub(crate) fn parse<T>(
         &mut self,
         variable: &Variable,
-        parse: impl FnOnce(&str) -> Result<T, Wrong>,
+        parse: impl Fn(&str) -> Result<T, Wrong>,
     ) -> Option<T> {
         let raw = self.raw(variable)?;
         match parse(raw.trimmed()) {
             Ok(value) => Some(value),
             Err(wrong) => {
+                let unquoted = unquoted(raw.trimmed()).filter(|text| parse(text).is_ok());
+                let wrong = unquoted.map_or(wrong, in_quotes);
                 self.wrong(variable, &raw, &wrong);
                 None
             }
@@ -299,6 +311,12 @@ impl Reader<'_> {
             let wrong = Wrong::new("begins or ends with a line break")
                 .fix("store it without one: printf %s, not echo");
             self.wrong(variable, raw, &wrong);
+            return None;
+        }
+        let enclosed =
+            |begin: &str, end: &str| raw.text.starts_with(begin) && raw.text.ends_with(end);
+        if enclosed("${", "}") || enclosed("$(", ")") {
+            self.wrong(variable, raw, &url_syntax::unexpanded());
             return None;
         }
         if self.deployment().is_some_and(Deployment::is_strict)
@@ -318,6 +336,19 @@ impl fmt::Debug for Reader<'_> {
             .field("warnings", &self.warnings)
             .finish_non_exhaustive()
     }
+}
+
+/// A text without the quotes around it, when there are any.
+pub(crate) fn unquoted(text: &str) -> Option<&str> {
+    ['"', '\'']
+        .iter()
+        .find_map(|quote| text.strip_prefix(*quote)?.strip_suffix(*quote))
+}
+
+/// What is wrong with a value that would be right without its quotes.
+pub(crate) fn in_quotes(unquoted: &str) -> Wrong {
+    Wrong::new("is in quotes, which docker's --env-file and Kubernetes take for a part of it")
+        .meant(unquoted)
 }
 
 /// Checks the bounds of a duration or a size.

@@ -1,5 +1,7 @@
 //! One pass over all tables, and one report of what it found.
 
+use std::collections::BTreeSet;
+
 use secrecy::zeroize::Zeroizing;
 
 use crate::environment::Environment;
@@ -16,6 +18,9 @@ use crate::typos;
 use crate::url_syntax::may_hold_password;
 use crate::variable::Table;
 
+/// Unknown names that are listed each; the rest are counted.
+const MOST_UNKNOWN: usize = 50;
+
 /// Reads the settings; the value and the warnings, or every problem.
 pub(crate) fn read<T: FromEnvironment>(
     environment: &Environment,
@@ -28,7 +33,7 @@ pub(crate) fn read<T: FromEnvironment>(
         tables,
         problems: Vec::new(),
         warnings: Vec::new(),
-        explained: std::collections::BTreeSet::new(),
+        explained: BTreeSet::new(),
         merged,
     };
     let value = T::read(&mut reader);
@@ -95,27 +100,55 @@ fn unsaid_deployment(
 }
 
 fn unknown(environment: &Environment, tables: &[&Table]) -> Vec<Problem> {
-    let mut problems: Vec<Problem> = Vec::new();
-    for (name, origin) in environment.layers.names() {
-        if !typos::is_unknown(name, tables) || problems.iter().any(|p| p.variable == name) {
-            continue;
-        }
-        let nearest = typos::nearest(name, tables);
+    let mut seen = BTreeSet::new();
+    // The address of a service, from Kubernetes, has the name that a port would have.
+    let is_link = |name: &str| {
+        let value = || environment.layers.effective(name)?.ok();
+        name.ends_with("_PORT") && value().is_some_and(|value| value.text.contains("://"))
+    };
+    let mut names = environment
+        .layers
+        .names()
+        .filter(|(name, _)| typos::is_unknown(name, tables) && !is_link(name))
+        .filter(|(name, _)| seen.insert(*name));
+    let mut problems: Vec<_> = names
+        .by_ref()
+        .take(MOST_UNKNOWN)
+        .map(|(name, origin)| unknown_name(name, origin, tables))
+        .collect();
+    if let Some((name, origin)) = names.next() {
+        let more = 1 + names.count();
         problems.push(Problem {
-            variable: name.to_owned(),
-            origin: origin.to_string(),
-            message: "is known to no crate that this service uses".to_owned(),
-            expected: nearest
-                .map(|near| format!("perhaps `{near}`"))
-                .unwrap_or_default(),
-            example: String::new(),
-            fix: match nearest {
-                Some(near) => format!("rename {name} to {near}"),
-                None => format!("remove {name}; docs/configuration.md lists what there is"),
-            },
+            message: format!(
+                "is the first of {more} more names that no crate of this service knows"
+            ),
+            ..unknown_name(name, origin, tables)
         });
     }
     problems
+}
+
+fn unknown_name(name: &str, origin: &Origin, tables: &[&Table]) -> Problem {
+    let printed = name.escape_debug();
+    let nearest = typos::nearest(name, tables);
+    let nearest = nearest.as_deref();
+    let shown = typos::like(nearest.unwrap_or(name), tables);
+    Problem {
+        variable: name.to_owned(),
+        origin: origin.to_string(),
+        message: "is known to no crate that this service uses".to_owned(),
+        expected: match nearest {
+            Some(near) => format!("perhaps `{near}`"),
+            None => "a name of docs/configuration.md".to_owned(),
+        },
+        example: shown
+            .map(|variable| format!("{}={}", variable.name, variable.example_text()))
+            .unwrap_or_default(),
+        fix: match nearest {
+            Some(near) => format!("rename {printed} to {near}"),
+            None => format!("remove {printed}; docs/configuration.md lists what there is"),
+        },
+    }
 }
 
 /// Settings that failed without a word are a mistake in their crate; still not a silent one.

@@ -28,6 +28,9 @@ const EXTERNAL_PORTS: [(u16, &str); 7] = [
     (26686, "4317 or 4318"),
 ];
 
+/// Databases of the shared Redis are numbered from 0; sixteen is also what Redis has by default.
+const LAST_DATABASE: u16 = 15;
+
 /// Passwords of the platform's example files and of the servers' own documentation.
 const KNOWN: [&str; 14] = [
     "admin",
@@ -71,6 +74,14 @@ pub(crate) fn server(url: &Url, deployment: Option<Deployment>, beside: Beside) 
             .fix(format!("inside the network the port is {internal}")),
         );
     }
+    if (strict || shared_server) && database_number(url).is_some_and(|n| n > LAST_DATABASE) {
+        wrongs.push(
+            Wrong::new(format!(
+                "names a database above {LAST_DATABASE}, which is the last one"
+            ))
+            .fix("end it with the number that the catalogue gives to the service"),
+        );
+    }
     if !strict {
         return wrongs;
     }
@@ -84,6 +95,13 @@ pub(crate) fn server(url: &Url, deployment: Option<Deployment>, beside: Beside) 
     wrongs
 }
 
+/// The database that the URL of a Redis names.
+fn database_number(url: &Url) -> Option<u16> {
+    let is_redis = matches!(url.scheme(), "redis" | "rediss" | "valkey" | "valkeys");
+    let path = url.path().strip_prefix('/').filter(|_| is_redis)?;
+    path.parse().ok()
+}
+
 /// Why a password may not be used in staging and production.
 pub(crate) fn password(text: &str) -> Option<Wrong> {
     let lower = text.trim().to_ascii_lowercase();
@@ -91,6 +109,9 @@ pub(crate) fn password(text: &str) -> Option<Wrong> {
         "has an empty password"
     } else if KNOWN.contains(&lower.as_str()) || ENDS.iter().any(|end| lower.ends_with(end)) {
         "has a well-known password"
+    } else if lower.starts_with('<') && lower.ends_with('>') {
+        // As the examples of reports have it: pasted and not filled in.
+        "has a placeholder in place of a password"
     } else {
         return None;
     };
@@ -225,6 +246,9 @@ mod tests {
             ),
             ("postgresql://orders@maestro-postgres/orders", 1),
             ("postgresql://orders:@maestro-postgres/orders", 1),
+            ("postgresql://orders:<password>@maestro-postgres/orders", 1),
+            ("redis://orders:zK3-9x@cache.default.svc:6379/15", 0),
+            ("redis://orders:zK3-9x@cache.default.svc:6379/16", 1),
             ("redis://maestro-redis:6379/1", 1),
             ("amqp://guest:guest@broker.example.org:27672/maestro", 4),
             ("http://maestro-jaeger:4318", 0),
@@ -259,6 +283,8 @@ mod tests {
     fn a_shared_server_is_never_reached_by_its_port_on_the_host() {
         let inside = "postgresql://orders:pw@maestro-postgres:25432/orders";
         let outside = "postgresql://orders:pw@localhost:25432/orders";
+        let beyond = "redis://orders:pw@maestro-redis:6379/16";
+        let of_a_test = "redis://orders:pw@localhost:6379/63";
         assert_eq!(
             broken(inside, Deployment::Development, Beside::default()).len(),
             1
@@ -267,6 +293,11 @@ mod tests {
             broken(outside, Deployment::Development, Beside::default()).len(),
             0
         );
+        assert_eq!(
+            broken(beyond, Deployment::Development, Beside::default()),
+            ["names a database above 15, which is the last one"]
+        );
+        assert!(broken(of_a_test, Deployment::Test, Beside::default()).is_empty());
     }
 
     #[test]

@@ -157,6 +157,8 @@ pub(crate) enum Unreadable {
     Refused,
     NotAFile,
     NotUtf8,
+    ByteOrderMark,
+    Nul,
     TooLong,
     Empty,
     Other(std::io::ErrorKind),
@@ -169,6 +171,8 @@ impl Unreadable {
             Self::Refused => "let the user of the process read it",
             Self::NotAFile => "name the file inside the mounted directory",
             Self::NotUtf8 => "write the secret in UTF-8; encode binary data as base64",
+            Self::ByteOrderMark => "save it as UTF-8 without byte order mark",
+            Self::Nul => "remove it; encode binary data as base64",
             Self::TooLong => "check which file is mounted there; a secret has at most 1 MiB",
             Self::Empty => "write the secret into it",
             Self::Other(_) => "check the mount",
@@ -183,6 +187,8 @@ impl fmt::Display for Unreadable {
             Self::Refused => f.write_str("which this process may not read"),
             Self::NotAFile => f.write_str("which is not a file"),
             Self::NotUtf8 => f.write_str("which is not UTF-8"),
+            Self::ByteOrderMark => f.write_str("which begins with a byte order mark"),
+            Self::Nul => f.write_str("which holds a NUL character"),
             Self::TooLong => f.write_str("which is longer than 1 MiB"),
             Self::Empty => f.write_str("which is empty"),
             Self::Other(kind) => write!(f, "which cannot be read ({kind})"),
@@ -216,6 +222,13 @@ fn read_stamped(path: &Path) -> Result<(Zeroizing<String>, Stamp), Unreadable> {
         return Err(Unreadable::TooLong);
     }
     let text = std::str::from_utf8(&bytes).map_err(|_| Unreadable::NotUtf8)?;
+    // Invisible in an editor, and part of the password for the server.
+    if text.starts_with('\u{feff}') {
+        return Err(Unreadable::ByteOrderMark);
+    }
+    if text.contains('\0') {
+        return Err(Unreadable::Nul);
+    }
     let text = text
         .strip_suffix("\r\n")
         .or_else(|| text.strip_suffix('\n'))

@@ -7,7 +7,7 @@ use url::Url;
 
 use crate::kind::Kind;
 use crate::parse::{self, Wrong};
-use crate::reader::Reader;
+use crate::reader::{Reader, in_quotes, unquoted};
 use crate::rules::{self, Beside};
 use crate::secret::Secret;
 use crate::secret_source::SecretSource;
@@ -136,7 +136,7 @@ impl Reader<'_> {
         checked: Result<Vec<Url>, Wrong>,
     ) -> Option<()> {
         let wrongs = match checked {
-            Err(wrong) => vec![wrong],
+            Err(wrong) => vec![unquoted(raw.trimmed()).map_or(wrong, in_quotes)],
             Ok(urls) => {
                 let beside = self.beside(variable);
                 let deployment = self.deployment();

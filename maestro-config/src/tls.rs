@@ -51,6 +51,12 @@ impl Reader<'_> {
             let wrong = |message: String| {
                 Err(Wrong::new(message).fix("mount the file there, or correct the path"))
             };
+            if text.starts_with("-----BEGIN") {
+                return Err(Wrong::new(
+                    "holds the key or certificate itself where its path belongs",
+                )
+                .fix("write it into a file, and that file's path here"));
+            }
             // Before opening it: to open a pipe would wait for its writer.
             match std::fs::metadata(&path) {
                 Ok(metadata) if !metadata.is_file() => return wrong("is not a file".to_owned()),
@@ -114,5 +120,18 @@ mod tests {
         assert_eq!(read(&unreadable).unwrap_err().problems().len(), 3);
         let directory = directory.path().to_str().unwrap();
         assert!(read(&[(CA.name(), directory)]).is_err());
+    }
+
+    #[test]
+    fn a_key_where_its_path_belongs_is_not_shown() {
+        let key = "-----BEGIN PRIVATE KEY-----\ncanaryMIIEvQ\n-----END PRIVATE KEY-----\n";
+        let pairs = [(KEY.name(), key), (CERT.name(), "/nowhere/at/all")];
+        let error = Environment::from_pairs(pairs).read::<Tls>().unwrap_err();
+        let shown = error.to_string();
+        assert!(!shown.contains("canary"), "{shown}");
+        assert!(
+            shown.contains("holds the key or certificate itself"),
+            "{shown}"
+        );
     }
 }

@@ -14,19 +14,69 @@ const NO_SETTINGS: [&str; 8] = [
     "MAESTRO_RABBITMQ_PASSWORD",
 ];
 
-/// True when the name lies in a loaded area and neither a table nor the platform knows it.
+/// True when neither a table nor the platform knows the name, and it lies in a loaded area or would
+/// but for a slip in the area's own name.
 pub(crate) fn is_unknown(name: &str, tables: &[&Table]) -> bool {
+    if is_known(name, tables) {
+        return false;
+    }
     let upper = name.to_ascii_uppercase();
-    let mut areas = tables.iter().flat_map(|table| table.areas);
-    areas.any(|area| upper.starts_with(area)) && !is_known(name, tables)
+    let plain = upper.strip_suffix("_FILE").unwrap_or(&upper);
+    is_in_an_area(&upper, tables)
+        || nearest_outside(&upper, tables).is_some()
+        || nearest_outside(plain, tables).is_some()
 }
 
 /// The known name that was probably meant.
-pub(crate) fn nearest(name: &str, tables: &[&Table]) -> Option<&'static str> {
+pub(crate) fn nearest(name: &str, tables: &[&Table]) -> Option<String> {
     let upper = name.to_ascii_uppercase();
+    let of_value = |name: &str| {
+        if is_in_an_area(name, tables) {
+            nearest_inside(name, tables)
+        } else {
+            nearest_outside(name, tables)
+        }
+    };
+    if let Some(known) = of_value(&upper) {
+        return Some(known.to_owned());
+    }
+    let (plain, last) = upper.rsplit_once('_')?;
+    let is_file = strsim::osa_distance(last, "FILE") <= 1;
+    let known = of_value(plain).filter(|_| is_file)?;
+    Some(format!("{known}_FILE"))
+}
+
+/// The variable of this name (or of its `_FILE`), else the first of its area: for an example.
+pub(crate) fn like(name: &str, tables: &[&Table]) -> Option<&'static Variable> {
+    let upper = name.to_ascii_uppercase();
+    let plain = upper.strip_suffix("_FILE").unwrap_or(&upper);
+    let is_area = |area: &&str| upper.starts_with(area);
+    let of_area = tables.iter().find(|table| table.areas.iter().any(is_area));
     variables(tables)
-        .map(|variable| (strsim::osa_distance(&upper, variable.name), variable.name))
+        .find(|variable| variable.name == plain)
+        .or_else(|| of_area.and_then(|table| table.variables.first()))
+}
+
+fn is_in_an_area(upper: &str, tables: &[&Table]) -> bool {
+    let mut areas = tables.iter().flat_map(|table| table.areas);
+    areas.any(|area| upper.starts_with(area))
+}
+
+fn nearest_inside(upper: &str, tables: &[&Table]) -> Option<&'static str> {
+    variables(tables)
+        .map(|variable| (strsim::osa_distance(upper, variable.name), variable.name))
         .filter(|(distance, known)| *distance <= tolerance(known, tables))
+        .min()
+        .map(|(_, known)| known)
+}
+
+/// For a name outside of every area, where all other programs have theirs: two slips at most.
+fn nearest_outside(upper: &str, tables: &[&Table]) -> Option<&'static str> {
+    variables(tables)
+        .map(|variable| variable.name)
+        .filter(|known| known.starts_with("MAESTRO_") && known.len().abs_diff(upper.len()) <= 2)
+        .map(|known| (strsim::osa_distance(upper, known), known))
+        .filter(|(distance, _)| *distance <= 2)
         .min()
         .map(|(_, known)| known)
 }
@@ -74,10 +124,10 @@ fn is_known(name: &str, tables: &[&Table]) -> bool {
 }
 
 /// Kubernetes gives every pod the addresses of the services of its namespace, and ours are called
-/// `maestro-postgres`: `MAESTRO_POSTGRES_SERVICE_HOST`, `MAESTRO_POSTGRES_PORT_5432_TCP_ADDR`.
+/// `maestro-postgres`: `MAESTRO_POSTGRES_SERVICE_HOST`, `MAESTRO_POSTGRES_PORT_5432_TCP_ADDR`. The one
+/// called `MAESTRO_POSTGRES_PORT` is told from a port by its value alone.
 fn is_service_link(name: &str) -> bool {
-    if name.ends_with("_SERVICE_HOST") || name.contains("_SERVICE_PORT") || name.ends_with("_PORT")
-    {
+    if name.ends_with("_SERVICE_HOST") || name.contains("_SERVICE_PORT") {
         return true;
     }
     let Some((_, port)) = name.split_once("_PORT_") else {
@@ -130,12 +180,17 @@ mod tests {
             ("MAESTRO_POSTGRES_URL_FILE", false),
             ("DATABASE_URL", false),
             ("MAESTRO_CACHE_TYPO", false),
+            ("MAESTRO_POSTGRESS_POOL_MAX", true),
+            ("MEASTRO_POSTGRES_POOL_MAX", true),
+            ("MAESTRO_POSTGERS_URL_FILE", true),
+            ("MAESTRO_POOL_MAX", false),
+            ("DATBASE_URL", false),
             ("POSTGRES_PASSWORD", false),
             ("MAESTRO_POSTGRES_ADMIN_PASSWORD", false),
             ("MAESTRO_POSTGRES_ADMIN_PASSWORD_FILE", false),
             ("MAESTRO_POSTGRES_SERVICE_HOST", false),
             ("MAESTRO_POSTGRES_SERVICE_PORT_SQL", false),
-            ("MAESTRO_POSTGRES_PORT", false),
+            ("MAESTRO_POSTGRES_PORT", true),
             ("MAESTRO_POSTGRES_PORT_5432_TCP", false),
             ("MAESTRO_POSTGRES_PORT_5432_TCP_ADDR", false),
             ("MAESTRO_POSTGRES_PORT_NUMBER", true),
@@ -146,14 +201,36 @@ mod tests {
 
     #[test]
     fn the_nearest_name_is_found_within_reason() {
-        let near = |name| nearest(name, &[&TABLE]);
-        assert_eq!(
-            near("MAESTRO_POSTGRES_POOLMAX"),
-            Some("MAESTRO_POSTGRES_POOL_MAX")
-        );
-        assert_eq!(near("maestro_postgres_ulr"), Some("MAESTRO_POSTGRES_URL"));
-        assert_eq!(near("MAESTRO_POSTGRES_APPLICATION"), None);
-        assert_eq!(near("MAESTRO_POSTGRES_POOL"), None);
+        for (name, near) in [
+            (
+                "MAESTRO_POSTGRES_POOLMAX",
+                Some("MAESTRO_POSTGRES_POOL_MAX"),
+            ),
+            ("maestro_postgres_ulr", Some("MAESTRO_POSTGRES_URL")),
+            ("MAESTRO_POSTGERSS_URL", Some("MAESTRO_POSTGRES_URL")),
+            (
+                "MAESTRO_POSTGRES_URL_FLIE",
+                Some("MAESTRO_POSTGRES_URL_FILE"),
+            ),
+            (
+                "MAESTRO_POSTGRES_URL_FILES",
+                Some("MAESTRO_POSTGRES_URL_FILE"),
+            ),
+            (
+                "MAESTRO_POSTGRES_ULR_FILE",
+                Some("MAESTRO_POSTGRES_URL_FILE"),
+            ),
+            (
+                "maestro_postgres_url_file",
+                Some("MAESTRO_POSTGRES_URL_FILE"),
+            ),
+            ("MAESTRO_POSTGRES_APPLICATION", None),
+            ("MAESTRO_POSTGRES_POOL", None),
+            ("MAESTRO_POSTGRES_TTL", None),
+            ("MAESTRO_POSTGRES_APPLICATION_FILE", None),
+        ] {
+            assert_eq!(nearest(name, &[&TABLE]).as_deref(), near, "{name}");
+        }
         let [url, _] = TABLE.variables else {
             unreachable!()
         };

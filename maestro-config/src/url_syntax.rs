@@ -9,11 +9,8 @@ use crate::parse::Wrong;
 
 /// Checks one URL against the schemes of its variable.
 pub(crate) fn url(text: &str, schemes: &[&str]) -> Result<Url, Wrong> {
-    if text.contains("${") {
-        return Err(Wrong::new("holds `${…}`, which nothing has expanded").fix(
-            "docker's --env-file and Kubernetes expand nothing: write the value itself, or set \
-             the variable in an env file or in a compose file's `environment:`",
-        ));
+    if text.contains("${") || text.contains("$(") {
+        return Err(unexpanded());
     }
     if text.contains(|c: char| c.is_whitespace() || c.is_control()) {
         return Err(Wrong::new("holds a space or a control character")
@@ -46,6 +43,15 @@ pub(crate) fn url(text: &str, schemes: &[&str]) -> Result<Url, Wrong> {
     }
     check_path(&url)?;
     Ok(url)
+}
+
+/// A reference stands where its value belongs. Kubernetes leaves `$(NAME)` when `NAME` is defined below.
+pub(crate) fn unexpanded() -> Wrong {
+    Wrong::new("holds `${…}` or `$(…)`, which nothing has expanded").fix(
+        "docker's --env-file expands nothing, and Kubernetes only `$(NAME)` of variables above: write \
+         the value itself, or set the variable in an env file or in a compose file's `environment:` \
+         (a `$` that is meant is written %24 in a URL)",
+    )
 }
 
 fn no_host() -> Wrong {
@@ -110,7 +116,9 @@ fn check_path(url: &Url) -> Result<(), Wrong> {
     let path = url.path().strip_prefix('/').unwrap_or_default();
     match url.scheme() {
         "redis" | "rediss" | "valkey" | "valkeys" => {
-            if !path.is_empty() && path.parse::<u16>().is_err() {
+            // `parse` alone would take `+1`.
+            let digits = path.bytes().all(|b| b.is_ascii_digit());
+            if !path.is_empty() && (!digits || path.parse::<u16>().is_err()) {
                 return Err(Wrong::new("has a path that is not one database number")
                     .fix("end it with the number alone: redis://host:6379/1"));
             }
@@ -134,7 +142,15 @@ pub(crate) fn may_hold_password(text: &str) -> bool {
     let in_authority = text.find("://").is_some_and(|at| text[at..].contains('@'));
     in_authority
         || [
-            "password", "passwd", "pwd", "secret", "token", "api_key", "apikey",
+            "password",
+            "passwd",
+            "pwd",
+            "secret",
+            "token",
+            "api_key",
+            "apikey",
+            // A key in place of its path.
+            "-----begin",
         ]
         .iter()
         .any(|word| lower.contains(word))
@@ -202,9 +218,11 @@ mod tests {
             ("redis://h/1/2", "database number"),
             ("redis://h/orders", "database number"),
             ("redis://h/-1", "database number"),
+            ("redis://h/+1", "database number"),
             ("redis://h/99999", "database number"),
             ("redis://h/1?db=2", "?db="),
             ("redis://:${REDIS_PASSWORD}@h/1", "expanded"),
+            ("redis://:$(REDIS_PASSWORD)@h/1", "expanded"),
             ("amqp://u:p@h/a/b", "more than one name"),
         ] {
             let wrong = url(text, ALL).expect_err(text);

@@ -40,6 +40,10 @@ pub(super) const UNCLOSED: Refused = Refused {
     message: "opens a quote that nothing closes",
     fix: "close the quote, or put a value that holds one into the other kind of quotes",
 };
+pub(super) const APOSTROPHE: Refused = Refused {
+    message: "has a quote inside an unquoted value that is not closed on its line",
+    fix: "put the whole value into the other kind of quotes, or a `\\` before the quote",
+};
 pub(super) const COMMAND: Refused = Refused {
     message: "asks for the output of a command, and none is run here",
     fix: "write the value itself; a literal ` or $ belongs into single quotes",

@@ -123,6 +123,10 @@ fn what_is_not_understood_says_what_to_write_instead() {
     for (line, message, name) in [
         ("A = b", "spaces", None),
         ("A= b", "spaces", Some("A")),
+        ("A=\tb", "spaces", Some("A")),
+        ("A=it's", "inside an unquoted value", Some("A")),
+        ("A=b\"c", "inside an unquoted value", Some("A")),
+        ("A=b c'd", "inside an unquoted value", Some("A")),
         ("- A=b", "compose", None),
         ("A: b", "compose", None),
         ("A-B=c", "name with other characters", None),
@@ -168,6 +172,18 @@ fn a_fault_does_not_hide_the_settings_after_it() {
     let named =
         |(_, item): &(usize, Item)| matches!(item, Item::Assign { name, .. } if name == "B");
     assert!(parsed.items.iter().any(named));
+}
+
+#[test]
+fn an_apostrophe_swallows_no_lines() {
+    let parsed = parse("A=it's\nB=2\nC=don't\nD E\n");
+    let lines: Vec<_> = parsed.faults.iter().map(|fault| fault.line).collect();
+    assert_eq!(lines, [1, 3, 4]);
+    let named =
+        |(_, item): &(usize, Item)| matches!(item, Item::Assign { name, .. } if name == "B");
+    assert!(parsed.items.iter().any(named));
+    assert_eq!(read("A=a'b c'd\nB=2"), ["A=ab cd", "B=2"]);
+    assert_eq!(read("A='a\nb'\"c\nd\""), ["A=a\nbc\nd"]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::cursor::{Cursor, is_name};
 use super::refused::{
-    AFTER_QUOTES, COMMAND, DOLLAR, REFERENCE, Result, TOO_DEEP, TWO_SETTINGS, UNCLOSED,
+    AFTER_QUOTES, APOSTROPHE, COMMAND, DOLLAR, REFERENCE, Result, TOO_DEEP, TWO_SETTINGS, UNCLOSED,
 };
 use crate::template::{Absent, Segment, Template};
 
@@ -21,6 +21,7 @@ pub(super) fn to_line_end(cursor: &mut Cursor<'_>) -> Result<Template> {
     let mut value = Template::default();
     let mut after_quotes = false;
     let mut after_blank = false;
+    let mut unquoted = false;
     while let Some(c) = cursor.peek() {
         if cursor.at_line_end() || (c == '#' && after_blank) {
             break;
@@ -40,7 +41,14 @@ pub(super) fn to_line_end(cursor: &mut Cursor<'_>) -> Result<Template> {
             return Err(TWO_SETTINGS);
         }
         after_blank = false;
-        after_quotes = piece(cursor, &mut value, after_quotes)?;
+        let line = cursor.line();
+        let read = piece(cursor, &mut value, after_quotes);
+        // Two apostrophes, lines apart, would make one value of everything between them.
+        if unquoted && (read == Err(UNCLOSED) || (read == Ok(true) && cursor.line() != line)) {
+            return Err(APOSTROPHE);
+        }
+        after_quotes = read?;
+        unquoted |= !after_quotes;
     }
     if !after_quotes {
         value.trim_end();

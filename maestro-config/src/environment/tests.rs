@@ -357,6 +357,66 @@ fn a_line_that_is_not_utf8_costs_itself_and_no_other() {
 }
 
 #[test]
+fn every_problem_of_a_file_says_what_was_expected_and_gives_an_example() {
+    let long = "#".repeat(2 << 20);
+    let place = Place::with(&[
+        (
+            "orders/a.env",
+            "source missing.env\nsource folder\nsource a.env\n",
+        ),
+        ("orders/b.env", "source ${NO}\nA B\nMAESTRO_ENV_FILES=x\n"),
+        ("orders/long.env", &long),
+        ("orders/folder/x", ""),
+        ("orders/docker-compose.yml", "services:\n"),
+        (
+            "orders/c.env",
+            "MAESTRO_ENVIRONMENT=production\nMAESTRO_POSTGRES_ZZZ=1\n",
+        ),
+    ]);
+    let named = "a.env,b.env,missing.env,folder,long.env,docker-compose.yml,c.env";
+    std::fs::write(
+        place.service().join("b.env"),
+        b"A=\xff\nsource ${NO}\nA B\n",
+    )
+    .unwrap();
+    let environment = place.environment(&[("MAESTRO_ENV_FILES", named)]);
+    let error = environment.read::<Db>().unwrap_err();
+    for problem in error.problems() {
+        let parts = [problem.expected(), problem.example(), problem.fix()];
+        assert!(parts.iter().all(|part| !part.is_empty()), "{problem}");
+    }
+    let shown = error.to_string();
+    for part in [
+        "includes folder, which is not a file",
+        "names the file folder, which is not a file",
+        "is longer than 1 MiB",
+        "if this is no env file, name another",
+    ] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+}
+
+#[test]
+fn a_file_of_anything_else_does_not_flood_the_report() {
+    let junk = "x y\n".repeat(10_000);
+    let not_utf8 = b"\xff\n".repeat(10_000);
+    let place = Place::with(&[("orders/.env.shared", BASE), ("orders/.env", &junk)]);
+    let of_file = |place: &Place| {
+        let error = place.environment(&[]).read::<Db>().unwrap_err();
+        let problems = error.problems();
+        let last = problems.iter().rfind(|p| p.variable() == ".env").unwrap();
+        assert!(last.message().contains("more lines"), "{last}");
+        assert!(!last.fix().is_empty());
+        problems.len()
+    };
+    assert!(of_file(&place) < 30);
+    std::fs::write(place.service().join(".env"), not_utf8).unwrap();
+    assert!(of_file(&place) < 30);
+    let text = Environment::from_pairs([("A", "b")]).with_env_file("junk", &junk);
+    assert!(text.read::<Db>().unwrap_err().problems().len() < 30);
+}
+
+#[test]
 fn a_compose_file_says_what_to_move_where() {
     let compose =
         "services:\n  orders:\n    environment:\n      - MAESTRO_CACHE_URL=redis://:canary@h\n";

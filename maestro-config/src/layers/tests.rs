@@ -115,6 +115,55 @@ fn a_reference_reads_a_secret_file() {
 }
 
 #[test]
+fn a_secret_where_its_path_belongs_is_not_shown() {
+    let directory = tempfile::tempdir().unwrap();
+    let folder = directory.path().join("folder");
+    std::fs::create_dir(&folder).unwrap();
+    for text in [
+        "canary-hunter2",
+        "postgresql://u:canary@h/db",
+        "/Y2FuYXJ5canary/x==",
+        "Y2FuYXJ5/canary",
+        "/canary\nsecond line",
+    ] {
+        let fault = fault(&layers(&[&format!("P_FILE='{text}'")]), "P");
+        let shown = format!("{} {}", fault.message(), fault.fix("P"));
+        assert!(!shown.contains("canary"), "{shown}");
+        assert!(shown.contains("does not exist"), "{shown}");
+        assert!(shown.contains("P_FILE=/run/secrets/name"), "{shown}");
+    }
+    let folder = folder.display().to_string();
+    let missing = format!("{folder}/missing");
+    for path in ["./missing", "../missing", &missing, &folder] {
+        let fault = fault(&layers(&[&format!("P_FILE={path}")]), "P");
+        assert!(fault.message().contains(path), "{}", fault.message());
+    }
+}
+
+#[test]
+fn white_space_around_a_path_is_no_part_of_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("password");
+    std::fs::write(&path, "from a file\n").unwrap();
+    let padded = format!("P_FILE=' {} '", path.display());
+    assert_eq!(
+        text(&layers(&[&padded]), "P").as_deref(),
+        Some("from a file")
+    );
+    assert_eq!(fault(&layers(&["P_FILE=' '"]), "P"), Fault::EmptyFileName);
+}
+
+#[test]
+fn names_of_secrets_in_other_words_are_heard_as_well() {
+    for name in ["DB_PASS", "PG_PWD", "APIKEY", "PASSPHRASE", "DB_PASSWORD"] {
+        assert!(sounds_secret(name), "{name}");
+    }
+    for name in ["PWD", "PASSWORD_FILE", "CACHE_PREFIX"] {
+        assert!(!sounds_secret(name), "{name}");
+    }
+}
+
+#[test]
 fn a_value_of_a_megabyte_is_the_longest() {
     let long = format!("A={}", "x".repeat(LONGEST_VALUE));
     assert_eq!(

@@ -110,6 +110,17 @@ fn a_conflict_names_both_places_and_the_one_to_remove() {
     let problem = merge(&layers, [&VARIABLE]).problems.remove(0).to_string();
     assert!(problem.contains("remove REDIS_URL"), "{problem}");
     assert!(!problem.contains("canary"), "{problem}");
+    let lower = self::layers(&[&[("REDIS_URL", "a")], &[("MAESTRO_CACHE_URL", "b")]]);
+    let problem = merge(&lower, [&VARIABLE]).problems.remove(0);
+    assert!(
+        problem
+            .fix()
+            .starts_with("keep MAESTRO_CACHE_URL, remove REDIS_URL")
+    );
+    let aliases = self::layers(&[&[("REDIS_URL", "canary1"), ("CACHE", "canary2")]]);
+    let problem = merge(&aliases, [&VARIABLE]).problems.remove(0);
+    let fix = "give MAESTRO_CACHE_URL the right one of the two values, remove REDIS_URL and CACHE";
+    assert_eq!(problem.fix(), fix);
 }
 
 #[test]

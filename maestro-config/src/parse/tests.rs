@@ -14,6 +14,7 @@ fn durations_need_a_whole_number_and_a_unit() {
         ("5min", Some("5m")),
         ("-5s", None),
         ("1.5s", None),
+        ("0.s", None),
         ("s", None),
         ("1d", None),
         ("1m30s", None),
@@ -23,6 +24,19 @@ fn durations_need_a_whole_number_and_a_unit() {
         ("87841h", None),
     ] {
         let wrong = duration(text).expect_err(text);
+        assert_eq!(wrong.suggestion.as_deref(), meant, "{text}");
+    }
+}
+
+#[test]
+fn what_was_meant_by_a_list_is_the_whole_list() {
+    for (text, meant) in [
+        ("1,10,60", Some("1s,10s,60s")),
+        ("1s, 10 s,1min", Some("1s,10s,1m")),
+        ("1s,-1s,3", None),
+        ("1s,,2s", None),
+    ] {
+        let wrong = durations(text).expect_err(text);
         assert_eq!(wrong.suggestion.as_deref(), meant, "{text}");
     }
 }

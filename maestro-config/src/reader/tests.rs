@@ -147,6 +147,36 @@ fn white_space_around_a_value_is_no_part_of_it_unless_it_is_a_secret() {
 }
 
 #[test]
+fn a_reference_that_nothing_expanded_is_no_password() {
+    for value in ["${REDIS_PASSWORD}", "$(REDIS_PASSWORD)", "${A:-canary}"] {
+        let wrong = problem::<Password>("MAESTRO_CACHE_PASSWORD", value);
+        assert!(wrong.message().contains("nothing has expanded"), "{wrong}");
+        assert!(!wrong.to_string().contains("canary"), "{wrong}");
+    }
+    for value in ["a${b", "$(", "$ecret", "{a}"] {
+        assert!(
+            read::<Password>("MAESTRO_CACHE_PASSWORD", value).is_ok(),
+            "{value}"
+        );
+    }
+}
+
+#[test]
+fn a_name_cannot_write_lines_of_the_report() {
+    let name = "MAESTRO_CACHE_\n   2. \u{1b}[31m";
+    let pairs = [(name, "x"), ("MAESTRO_ENVIRONMENT", "production")];
+    let shown = Environment::from_pairs(pairs)
+        .read::<Ttl>()
+        .unwrap_err()
+        .to_string();
+    assert!(shown.contains("MAESTRO_CACHE_\\n"), "{shown}");
+    assert!(
+        !shown.contains('\u{1b}') && !shown.contains("\n   2."),
+        "{shown}"
+    );
+}
+
+#[test]
 fn a_wrong_value_is_shown_with_what_was_probably_meant() {
     let wrong = problem::<Ttl>("MAESTRO_CACHE_TTL", "30");
     assert_eq!(wrong.message(), "`30` has no unit");
@@ -154,6 +184,14 @@ fn a_wrong_value_is_shown_with_what_was_probably_meant() {
     assert!(wrong.expected().contains("from 1ms to 720h"), "{wrong}");
     let wrong = problem::<Mode>("MAESTRO_CACHE_MODE", "Near");
     assert_eq!(wrong.fix(), "MAESTRO_CACHE_MODE=near");
+    let wrong = problem::<Mode>("MAESTRO_CACHE_MODE", "remoet");
+    assert_eq!(wrong.fix(), "MAESTRO_CACHE_MODE=remote");
+    let wrong = problem::<Ttl>("MAESTRO_CACHE_TTL", "\"30s\"");
+    assert!(wrong.message().contains("in quotes"), "{wrong}");
+    assert_eq!(wrong.fix(), "MAESTRO_CACHE_TTL=30s");
+    let wrong = problem::<Url>("MAESTRO_CACHE_URL", "'redis://u:canary@h/1'");
+    assert!(wrong.message().contains("in quotes"), "{wrong}");
+    assert!(!wrong.to_string().contains("canary"), "{wrong}");
     let wrong = problem::<Ttl>("MAESTRO_CACHE_TTL", "\u{1b}[31m");
     assert_eq!(
         wrong.message(),
@@ -210,6 +248,13 @@ fn a_megabyte_of_text_is_a_value_and_does_not_fill_the_report() {
     );
     let shown = problem::<Ttl>("MAESTRO_CACHE_TTL", &long).to_string();
     assert!(shown.len() < 1_000, "{} bytes", shown.len());
+    for text in [
+        "9".repeat(1_000_000),
+        format!("\"{}s\"", "9".repeat(1_000_000)),
+    ] {
+        let shown = problem::<Ttl>("MAESTRO_CACHE_TTL", &text).to_string();
+        assert!(shown.len() < 1_000, "{} bytes", shown.len());
+    }
     let longer = "x".repeat((1 << 20) + 1);
     let wrong = problem::<Note>("MAESTRO_CACHE_NOTE", &longer);
     assert_eq!(wrong.message(), "is longer than 1 MiB");
@@ -264,6 +309,25 @@ fn unknown_names_are_warned_of_in_development_and_refused_in_production() {
     );
     let error = pairs("production").read::<Note>().unwrap_err();
     assert_eq!(error.problems(), warnings);
+}
+
+#[test]
+fn a_port_is_unknown_unless_it_is_the_address_that_kubernetes_gives() {
+    for (value, unknown) in [("6380", 1), ("tcp://10.0.0.7:6379", 0)] {
+        let environment = Environment::from_pairs([("MAESTRO_CACHE_PORT", value)]);
+        let (_, warnings) = environment.read_with_warnings::<Ttl>().unwrap();
+        assert_eq!(warnings.len(), unknown, "{value}");
+    }
+}
+
+#[test]
+fn thousands_of_unknown_names_do_not_flood_the_report() {
+    let names = (0..5_000).map(|n| (format!("MAESTRO_CACHE_X{n}"), "canary".to_owned()));
+    let environment = Environment::from_pairs(names).with_pairs([("MAESTRO_ENVIRONMENT", "test")]);
+    let (_, warnings) = environment.read_with_warnings::<Ttl>().unwrap();
+    assert!(warnings.len() < 60, "{}", warnings.len());
+    let last = warnings.last().unwrap().to_string();
+    assert!(last.contains("4950 more names"), "{last}");
 }
 
 #[test]

@@ -100,7 +100,7 @@ fn ten_mistakes_over_three_crates_are_ten_entries_of_one_report() {
     let empty = directory.path().join("empty");
     std::fs::write(&empty, "\n").unwrap();
     let environment = Environment::from_pairs([
-        ("MAESTRO_SERVICE_NAME", "Orders_Canary"),
+        ("MAESTRO_SERVICE_NAME", "9orders"),
         ("MAESTRO_SERVICE_VERSION", "1.4.2"),
         ("MAESTRO_ENVIRONMENT", "production"),
         (

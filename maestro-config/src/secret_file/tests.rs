@@ -1,5 +1,7 @@
 use std::os::unix::fs::symlink;
 
+use proptest::prelude::*;
+
 use super::*;
 
 fn temporary() -> tempfile::TempDir {
@@ -108,6 +110,8 @@ fn a_file_that_holds_no_secret_says_why() {
     assert_eq!(refused(b""), Unreadable::Empty);
     assert_eq!(refused(b" \n"), Unreadable::Empty);
     assert_eq!(refused(b"\xff\xfe"), Unreadable::NotUtf8);
+    assert_eq!(refused(b"\xef\xbb\xbfsecret"), Unreadable::ByteOrderMark);
+    assert_eq!(refused(b"sec\0ret"), Unreadable::Nul);
     assert_eq!(refused(&vec![b'x'; LONGEST_VALUE + 1]), Unreadable::TooLong);
     assert_eq!(read(directory.path()), Err(Unreadable::NotAFile));
     assert_eq!(read(Path::new("/nowhere/at/all")), Err(Unreadable::Missing));
@@ -128,6 +132,25 @@ fn a_file_that_holds_no_secret_says_why() {
         error.to_string(),
         "the secret file /nowhere/at/all, which does not exist: mount the secret there, or correct the path"
     );
+}
+
+proptest! {
+    #[test]
+    fn a_secret_that_is_read_is_the_file_but_for_one_line_end(
+        bytes in prop_oneof![
+            any::<Vec<u8>>(),
+            "[a \r\n\u{feff}\0é]{0,6}".prop_map(String::into_bytes),
+        ]
+    ) {
+        let directory = temporary();
+        let path = directory.path().join("password");
+        std::fs::write(&path, &bytes).unwrap();
+        if let Ok(text) = read(&path) {
+            prop_assert!(!text.trim().is_empty() && !text.contains('\0'));
+            let rest = bytes.strip_prefix(text.as_bytes()).unwrap();
+            prop_assert!([b"".as_slice(), b"\n", b"\r\n"].contains(&rest), "{rest:?}");
+        }
+    }
 }
 
 #[test]
