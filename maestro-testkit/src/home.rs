@@ -159,7 +159,10 @@ pub(crate) enum Mode {
 impl Lock {
     /// Takes the lock if nobody stands in the way now.
     pub(crate) fn try_take(path: &Path, mode: Mode) -> Result<Option<Self>, Error> {
-        let failed = |e| Error::io(format!("locking {}", path.display()), e);
+        Self::attempt(path, mode).map_err(|e| Error::io(format!("locking {}", path.display()), e))
+    }
+
+    fn attempt(path: &Path, mode: Mode) -> io::Result<Option<Self>> {
         let operation = match mode {
             Mode::Shared => FlockOperation::NonBlockingLockShared,
             Mode::Exclusive => FlockOperation::NonBlockingLockExclusive,
@@ -169,15 +172,14 @@ impl Lock {
             .append(true)
             .create(true)
             .mode(0o644)
-            .open(path)
-            .map_err(failed)?;
+            .open(path)?;
         match flock(&file, operation) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
-            Err(e) => return Err(failed(e.into())),
+            Err(e) => return Err(e.into()),
         }
         // A guard that ended removed the file under its lock: then this is a lock on nothing.
-        let held = file.metadata().map_err(failed)?;
+        let held = file.metadata()?;
         match fs::metadata(path) {
             Ok(on_disk) if on_disk.ino() == held.ino() => Ok(Some(Self { _file: file })),
             _ => Ok(None),
@@ -195,12 +197,12 @@ impl Lock {
         let started = Instant::now();
         loop {
             prepare()?;
-            match Self::try_take(path, mode) {
+            match Self::attempt(path, mode) {
                 Ok(Some(lock)) => return Ok(lock),
                 Ok(None) => {}
                 // The directory went between `prepare` and `open`.
-                Err(_) if started.elapsed() < deadline => {}
-                Err(e) => return Err(e),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(Error::io(format!("locking {}", path.display()), e)),
             }
             if started.elapsed() >= deadline {
                 return Err(Error::new(
@@ -279,5 +281,20 @@ mod tests {
         assert!(Lock::try_take(&path, Mode::Shared).unwrap().is_none());
         fs::remove_file(&path).unwrap();
         assert!(Lock::try_take(&path, Mode::Shared).unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_lock_that_cannot_be_taken_at_all_is_not_waited_for() {
+        let scratch = tempfile::tempdir().unwrap();
+        // A directory in its place, as a full disk or a missing right would be: no waiting mends it.
+        let taking = Lock::take(
+            scratch.path(),
+            Mode::Shared,
+            Duration::from_mins(10),
+            || Ok(()),
+        );
+        let taken = tokio::time::timeout(Duration::from_secs(30), taking).await;
+        let error = taken.expect("it waits").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io);
     }
 }
