@@ -295,6 +295,19 @@ fn exists(pattern: &str) -> bool {
         .any(|entry| entry.path().join(rest).exists())
 }
 
+/// Sees to it that there is a compiler for C++, or says what to do.
+pub(crate) fn provide_compiler() -> Result<()> {
+    provide(&[COMPILER])
+}
+
+const COMPILER: Program = Program {
+    name: "a compiler for C++",
+    package: "g++",
+    files: &["/usr/bin/c++"],
+    command: Some("c++"),
+    is_server: false,
+};
+
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;

@@ -26,18 +26,45 @@ fn is_root() -> bool {
 
 /// The one command that installs them on this machine.
 pub(super) fn command(missing: &[Program]) -> String {
-    let packages = missing.iter().map(|program| program.package);
-    let packages = packages.collect::<Vec<_>>().join(" ");
+    let packages = |name: fn(&'static str) -> &'static str| {
+        let packages = missing.iter().map(|program| name(program.package));
+        packages.collect::<Vec<_>>().join(" ")
+    };
     if is_debian() {
+        let packages = packages(|debian| debian);
         format!("sudo apt-get update && sudo apt-get install -y --no-install-recommends {packages}")
     } else if process::is_on_path("brew") {
-        "brew install postgresql redis rabbitmq prometheus".to_owned()
+        format!("brew install {}", packages(homebrews))
     } else if process::is_on_path("dnf") {
-        "sudo dnf install -y postgresql-server redis rabbitmq-server prometheus".to_owned()
+        format!("sudo dnf install -y {}", packages(fedoras))
     } else if process::is_on_path("docker") {
         "sudo systemctl start docker".to_owned()
     } else {
-        format!("install Docker, or the servers {packages}, with this system's package manager")
+        let packages = packages(|debian| debian);
+        format!("install what Debian calls {packages}, with this system's package manager")
+    }
+}
+
+/// Homebrew's name of a Debian package.
+fn homebrews(debian: &'static str) -> &'static str {
+    match debian {
+        "redis-server" => "redis",
+        "rabbitmq-server" => "rabbitmq",
+        "python3-pip" | "libpython3-dev" => "python",
+        "g++" => "gcc",
+        other => other,
+    }
+}
+
+/// Fedora's name of a Debian package.
+fn fedoras(debian: &'static str) -> &'static str {
+    match debian {
+        "postgresql" => "postgresql-server",
+        "redis-server" => "redis",
+        "prometheus" => "golang-github-prometheus",
+        "libpython3-dev" => "python3-devel",
+        "g++" => "gcc-c++",
+        other => other,
     }
 }
 
