@@ -9,6 +9,7 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -86,6 +87,11 @@ impl Options {
             docker_host: self.docker_host,
             ..Self::default()
         }
+    }
+
+    /// Whether a program of this machine will not do.
+    pub(crate) fn in_containers_only(&self) -> bool {
+        self.mode() == "docker"
     }
 
     fn mode(&self) -> &str {
@@ -195,13 +201,13 @@ const PROGRAMS: [Program; 8] = [
 /// Sees to it that the tests will find what they need, or says what to do.
 pub(crate) fn make_available(options: &Options, whom: For) -> Result<()> {
     // Where containers are asked for, a daemon that is busy is waited for.
-    let patience = if options.mode() == "docker" {
+    let patience = if options.in_containers_only() {
         Duration::from_secs(30)
     } else {
         Duration::from_secs(1)
     };
     let docker = options.mode() != "local" && docker_answers(options, patience);
-    if options.mode() == "docker" && !docker {
+    if options.in_containers_only() && !docker {
         return Err(Failure::new(
             "servers are wanted in containers, but no Docker daemon answers: start it, or leave \
              the choice to the machine (no `--docker`, no `MAESTRO_DEV_SERVICES`)",
@@ -217,11 +223,38 @@ pub(crate) fn make_available(options: &Options, whom: For) -> Result<()> {
     provide(&PROGRAMS.into_iter().filter(needed).collect::<Vec<_>>())
 }
 
-/// Installs every program of a server, after all other ways have failed.
-pub(crate) fn install_all() -> Result<()> {
+/// Brings what servers are made of here, after a program said that there is no way to have them: images
+/// where only containers are wanted, else programs.
+pub(crate) fn provide_some(options: &Options) -> Result<()> {
+    if options.in_containers_only() {
+        return images::build("bookworm");
+    }
+    if options.mode() == "off" {
+        return Err(Failure::new(
+            "`MAESTRO_DEV_SERVICES=off` allows no other servers than those that are given, see above",
+        ));
+    }
     let servers = PROGRAMS.into_iter().filter(|program| program.is_server);
     provide(&servers.collect::<Vec<_>>())
 }
+
+/// Runs a program that brings its own servers, and once more if it ended with [`MISSING`]: Docker may
+/// answer, but have no images and be able to pull none.
+pub(crate) fn providing_some(
+    options: &Options,
+    mut run: impl FnMut() -> Result<ExitStatus>,
+) -> Result<ExitStatus> {
+    let status = run()?;
+    if status.code() != Some(MISSING) {
+        return Ok(status);
+    }
+    provide_some(options)?;
+    run()
+}
+
+/// The exit code of a program of this workspace when a server cannot be had on this machine as it is; it
+/// has printed why.
+pub(crate) const MISSING: i32 = 3;
 
 fn provide(needed: &[Program]) -> Result<()> {
     let missing = missing_of(needed);
@@ -312,7 +345,35 @@ const COMPILER: Program = Program {
 mod tests {
     use std::path::PathBuf;
 
+    use clap::Parser as _;
+
     use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        servers: Options,
+    }
+
+    fn options<const N: usize>(words: [&str; N]) -> Options {
+        let words = std::iter::once("test").chain(words);
+        Line::try_parse_from(words).unwrap().servers
+    }
+
+    #[test]
+    fn containers_that_the_environment_asks_for_are_those_of_the_option() {
+        // What `MAESTRO_DEV_SERVICES` sets.
+        assert!(options(["--dev-services=docker"]).in_containers_only());
+        assert!(options(["--docker", "--dev-services=local"]).in_containers_only());
+        assert!(!options(["--local", "--dev-services=docker"]).in_containers_only());
+        assert!(!options(["--dev-services="]).in_containers_only());
+    }
+
+    #[test]
+    fn where_only_given_servers_are_allowed_nothing_is_installed() {
+        let refused = provide_some(&options(["--dev-services=off"])).unwrap_err();
+        assert!(refused.to_string().contains("off"), "{refused}");
+    }
 
     fn scratch(name: &str) -> PathBuf {
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
