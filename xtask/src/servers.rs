@@ -6,7 +6,7 @@ mod install;
 pub(crate) mod warm;
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitStatus;
@@ -206,18 +206,22 @@ pub(crate) fn make_available(options: &Options, whom: For) -> Result<()> {
     } else {
         Duration::from_secs(1)
     };
-    let docker = options.mode() != "local" && docker_answers(options, patience);
-    if options.in_containers_only() && !docker {
-        return Err(Failure::new(
-            "servers are wanted in containers, but no Docker daemon answers: start it, or leave \
-             the choice to the machine (no `--docker`, no `MAESTRO_DEV_SERVICES`)",
-        ));
+    let docker = match options.mode() {
+        "local" => Err(String::new()),
+        _ => ask_docker(options, patience),
+    };
+    if let (true, Err(why)) = (options.in_containers_only(), &docker) {
+        return Err(Failure::new(format!(
+            "servers are wanted in containers, but no Docker daemon answers ({why}): start it, or leave \
+             the choice to the machine (no `--docker`, no `MAESTRO_DEV_SERVICES`)"
+        )));
     }
     // Whether Docker has or can pull the images is the testkit's to find out (`warm`).
     let needed = |program: &Program| match whom {
         For::Tests => true,
         For::Servers => {
-            program.is_server && !(docker || options.mode() == "off" || options.is_given(program))
+            program.is_server
+                && !(docker.is_ok() || options.mode() == "off" || options.is_given(program))
         }
     };
     provide(&PROGRAMS.into_iter().filter(needed).collect::<Vec<_>>())
@@ -285,27 +289,40 @@ fn provide(needed: &[Program]) -> Result<()> {
     )))
 }
 
-/// Whether a Docker daemon answers in time. Asked over its socket: the `docker` program need not be
-/// installed, and it waits much longer for a daemon that hangs.
-pub(crate) fn docker_answers(options: &Options, patience: Duration) -> bool {
+/// Whether a Docker daemon answers in time, else why not. Asked over its socket: the `docker` program need
+/// not be installed, and it waits much longer for a daemon that hangs.
+pub(crate) fn ask_docker(options: &Options, patience: Duration) -> std::result::Result<(), String> {
     let socket = match options.docker_host.as_deref() {
         None | Some("") => "/var/run/docker.sock",
         Some(host) => match host.strip_prefix("unix://") {
             Some(path) => path,
             // A remote daemon: the testkit finds out by itself.
-            None => return true,
+            None => return Ok(()),
         },
     };
-    let ask = || -> std::io::Result<bool> {
+    let ask = || -> std::io::Result<[u8; 12]> {
         let mut stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(patience))?;
         stream.set_write_timeout(Some(patience))?;
         stream.write_all(b"GET /_ping HTTP/1.0\r\n\r\n")?;
         let mut status = [0; 12];
         std::io::Read::read_exact(&mut stream, &mut status)?;
-        Ok(status.starts_with(b"HTTP/1.") && status.ends_with(b" 200"))
+        Ok(status)
     };
-    ask().unwrap_or(false)
+    let why = match ask() {
+        Ok(status) if status.starts_with(b"HTTP/1.") && status.ends_with(b" 200") => return Ok(()),
+        Ok(status) => format!("it answers {:?}", String::from_utf8_lossy(&status)),
+        Err(error) => match error.kind() {
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+                format!("no answer within {} s", patience.as_secs())
+            }
+            ErrorKind::PermissionDenied => {
+                format!("{error}: this user is not in the group that may use it")
+            }
+            _ => error.to_string(),
+        },
+    };
+    Err(format!("{socket}: {why}"))
 }
 
 fn missing_of(programs: &[Program]) -> Vec<Program> {
@@ -343,6 +360,8 @@ const COMPILER: Program = Program {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+    use std::os::unix::net::UnixListener;
     use std::path::PathBuf;
 
     use clap::Parser as _;
@@ -373,6 +392,38 @@ mod tests {
     fn where_only_given_servers_are_allowed_nothing_is_installed() {
         let refused = provide_some(&options(["--dev-services=off"])).unwrap_err();
         assert!(refused.to_string().contains("off"), "{refused}");
+    }
+
+    #[test]
+    fn a_docker_daemon_that_does_not_answer_is_said_to_be_absent_silent_or_wrong() {
+        let folder = scratch("docker");
+        let socket = folder.join("docker.sock");
+        let host = format!("--docker-host=unix://{}", socket.display());
+        let options = options([&host]);
+        let ask = || ask_docker(&options, Duration::from_secs(1));
+        let absent = ask().unwrap_err();
+        assert!(absent.contains("docker.sock"), "{absent}");
+        assert!(absent.contains("No such file"), "{absent}");
+
+        let listener = UnixListener::bind(&socket).unwrap();
+        assert!(ask().unwrap_err().contains("no answer within 1 s"));
+        // The one that was not answered is still in the queue.
+        drop(listener.accept().unwrap());
+        let answer = |text: &'static str| {
+            let listener = listener.try_clone().unwrap();
+            std::thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                stream.read_exact(&mut [0; 23]).unwrap();
+                stream.write_all(text.as_bytes()).unwrap();
+            })
+        };
+        let daemon = answer("HTTP/1.0 500 Internal Server Error\r\n\r\n");
+        assert!(ask().unwrap_err().contains("500"));
+        daemon.join().unwrap();
+        let daemon = answer("HTTP/1.0 200 OK\r\n\r\nOK");
+        assert_eq!(ask(), Ok(()));
+        daemon.join().unwrap();
+        fs::remove_dir_all(folder).unwrap();
     }
 
     fn scratch(name: &str) -> PathBuf {
