@@ -101,12 +101,17 @@ impl Options {
     }
 
     fn is_given(&self, program: &Program) -> bool {
-        match program.name {
-            "PostgreSQL" => self.postgres_url.is_some() || self.postgres_url_file.is_some(),
-            "Redis" => self.cache_url.is_some() || self.cache_url_file.is_some(),
-            "RabbitMQ" => self.messaging_url.is_some() || self.messaging_url_file.is_some(),
-            _ => false,
-        }
+        let places = match program.name {
+            "PostgreSQL" => [&self.postgres_url, &self.postgres_url_file],
+            "Redis" => [&self.cache_url, &self.cache_url_file],
+            "RabbitMQ" => [&self.messaging_url, &self.messaging_url_file],
+            _ => return false,
+        };
+        // An empty variable is none, as everywhere in the workspace.
+        let is_set = |text: &String| !text.trim().is_empty();
+        places
+            .iter()
+            .any(|place| place.as_ref().is_some_and(is_set))
     }
 }
 
@@ -386,6 +391,14 @@ mod tests {
         assert!(options(["--docker", "--dev-services=local"]).in_containers_only());
         assert!(!options(["--local", "--dev-services=docker"]).in_containers_only());
         assert!(!options(["--dev-services="]).in_containers_only());
+    }
+
+    #[test]
+    fn an_empty_variable_gives_no_server() {
+        let [postgres, redis, ..] = PROGRAMS;
+        let options = options(["--postgres-url=", "--cache-url=redis://127.0.0.1"]);
+        assert!(!options.is_given(&postgres));
+        assert!(options.is_given(&redis));
     }
 
     #[test]
