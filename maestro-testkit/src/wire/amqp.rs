@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::within;
@@ -12,7 +12,7 @@ use crate::service::Address;
 
 /// Class `connection` and the methods met on the way in.
 const CONNECTION: u16 = 10;
-const START: u16 = 10;
+pub(crate) const START: u16 = 10;
 const START_OK: u16 = 11;
 const TUNE: u16 = 30;
 const TUNE_OK: u16 = 31;
@@ -36,7 +36,7 @@ pub(crate) async fn handshake(address: &Address, vhost: &str) -> Result<(), Erro
     .await
 }
 
-type Failure = (ErrorKind, String);
+pub(crate) type Failure = (ErrorKind, String);
 
 async fn open(address: &Address, vhost: &str) -> Result<(), Failure> {
     let lost = |e: std::io::Error| (ErrorKind::Unavailable, e.to_string());
@@ -90,7 +90,10 @@ async fn send(stream: &mut TcpStream, method: u16, arguments: &[u8]) -> std::io:
 }
 
 /// Reads the next method's arguments, and the server's reason if it closes instead.
-async fn expect(stream: &mut TcpStream, method: u16) -> Result<Vec<u8>, Failure> {
+pub(crate) async fn expect(
+    stream: &mut (impl AsyncRead + Unpin),
+    method: u16,
+) -> Result<Vec<u8>, Failure> {
     let lost = |e: std::io::Error| (ErrorKind::Unavailable, e.to_string());
     let mut header = [0; 7];
     stream.read_exact(&mut header).await.map_err(lost)?;
