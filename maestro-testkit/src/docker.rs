@@ -186,7 +186,11 @@ async fn try_start(
         stop_signal: "KILL",
         command: Vec::new(),
         companion: None,
-        stop_command: Some(stop_command(label, &name)),
+        stop_command: Some(stop_command(
+            label,
+            &name,
+            request.config.docker_host.as_deref(),
+        )),
         environment: BTreeMap::new(),
         account: None,
     };
@@ -304,19 +308,35 @@ fn label(directory: &Path) -> String {
 }
 
 /// What the guard runs at the end. By label, not by name: that also finds a container that was being
-/// made when its maker was killed. A machine may have the daemon's socket without the command.
-fn stop_command(label: &str, name: &str) -> String {
-    let filter = format!("label={LABEL}={label}").replace('\'', r"'\''");
+/// made when its maker was killed. A machine may have the daemon's socket without the command; and the
+/// command, unless told, may be asking another daemon (`docker context`).
+fn stop_command(label: &str, name: &str, docker_host: Option<&str>) -> String {
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
+    let filter = quoted(&format!("label={LABEL}={label}"));
+    let socket = match docker_host {
+        None => Some(STANDARD_SOCKET).filter(|socket| Path::new(socket).exists()),
+        Some(host) => host.strip_prefix("unix://"),
+    };
+    let host = socket.map_or(String::new(), |socket| {
+        format!(
+            "export DOCKER_HOST={}; ",
+            quoted(&format!("unix://{socket}"))
+        )
+    });
+    let socket = quoted(socket.unwrap_or(STANDARD_SOCKET));
     format!(
-        "if command -v docker >/dev/null; then \
-           containers=$(docker ps --all --quiet --filter '{filter}') && \
+        "{host}if command -v docker >/dev/null; then \
+           containers=$(docker ps --all --quiet --filter {filter}) && \
            {{ [ -z \"$containers\" ] || docker rm --force --volumes $containers; }}; \
          else \
-           curl --silent --show-error --max-time 60 --unix-socket /var/run/docker.sock \
+           curl --silent --show-error --max-time 60 --unix-socket {socket} \
              --request DELETE 'http://localhost/containers/{name}?force=true&v=true'; \
          fi"
     )
 }
+
+/// Where a daemon of this machine listens, and where testcontainers looks first.
+const STANDARD_SOCKET: &str = "/var/run/docker.sock";
 
 /// True for the daemon's words for a port that somebody else has.
 fn is_port_taken(error: &Error) -> bool {
@@ -324,4 +344,44 @@ fn is_port_taken(error: &Error) -> bool {
     ["port is already allocated", "address already in use"]
         .iter()
         .any(|words| text.contains(words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a shell does for the guard that is to remove container `c` of `d@m`.
+    fn run(docker_host: Option<&str>, prelude: &str) -> String {
+        let command = stop_command("d@m", "c", docker_host);
+        let output = std::process::Command::new("/bin/sh")
+            .args(["-c", &format!("{prelude}\n{command}")])
+            // What the machine's own settings would say.
+            .env("DOCKER_HOST", "tcp://192.0.2.1:2375")
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[test]
+    fn the_guard_removes_the_container_from_the_daemon_that_made_it() {
+        let docker =
+            r#"docker() { case $1 in ps) echo 1 2 ;; *) echo "$DOCKER_HOST $*" ;; esac; }"#;
+        assert_eq!(
+            run(Some("unix:///tmp/it's/docker.sock"), docker),
+            "unix:///tmp/it's/docker.sock rm --force --volumes 1 2\n"
+        );
+        // One elsewhere is in the environment, which the guard has from this process.
+        assert_eq!(
+            run(Some("tcp://192.0.2.1:2375"), docker),
+            "tcp://192.0.2.1:2375 rm --force --volumes 1 2\n"
+        );
+    }
+
+    #[test]
+    fn without_the_docker_command_the_socket_is_asked_that_was_used() {
+        let curl = "command() { return 1; }; curl() { echo \"$*\"; }";
+        let said = run(Some("unix:///tmp/docker.sock"), curl);
+        assert!(said.contains("--unix-socket /tmp/docker.sock"), "{said}");
+        assert!(said.contains("/containers/c?force=true"), "{said}");
+    }
 }

@@ -60,13 +60,27 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.context)?;
         // The cause is part of the sentence: test output shows the first line only.
-        if let Some(source) = &self.source {
-            write!(f, ": {source}")?;
+        match std::error::Error::source(self) {
+            None => f.write_str(&self.context),
+            Some(source) => write!(f, "{}: {}", self.context, sentence(source)),
         }
-        Ok(())
     }
+}
+
+/// An error with what lies beneath it: drivers keep the reason (`connection refused`) one or two causes
+/// down. What a message quotes already is not said twice.
+pub(crate) fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut said = error.to_string();
+    let mut beneath = error.source();
+    while let Some(cause) = beneath {
+        let text = cause.to_string();
+        if !said.contains(&text) {
+            said = format!("{said}: {text}");
+        }
+        beneath = cause.source();
+    }
+    said
 }
 
 impl std::error::Error for Error {
@@ -74,5 +88,38 @@ impl std::error::Error for Error {
         self.source
             .as_deref()
             .map(|source| source as &(dyn std::error::Error + 'static))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_says_what_was_beneath_the_first_cause_and_says_nothing_twice() {
+        let refused = io::Error::new(io::ErrorKind::ConnectionRefused, "connection refused");
+        let connecting = Error::io("connecting to a server", refused);
+        // A driver's error, which keeps its reason to itself.
+        let driver = Opaque(connecting);
+        let error = Error::new(ErrorKind::Unavailable, "the server is not usable").with(driver);
+        assert_eq!(
+            error.to_string(),
+            "the server is not usable: client error: connecting to a server: connection refused"
+        );
+    }
+
+    #[derive(Debug)]
+    struct Opaque(Error);
+
+    impl fmt::Display for Opaque {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("client error")
+        }
+    }
+
+    impl std::error::Error for Opaque {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            Some(&self.0)
+        }
     }
 }

@@ -49,6 +49,7 @@ pub(crate) async fn connect(
         let what = format!("the server of {} is not usable", variable(service));
         Error::new(e.kind(), what).with(e)
     })?;
+    check_rights(service, &address).await?;
     Ok(Some(Running {
         service,
         origin: Origin::Explicit,
@@ -57,6 +58,27 @@ pub(crate) async fn connect(
         reason: format!("{} is set", variable(service)),
         control: Control::None,
     }))
+}
+
+/// Refuses a user that could make no sandbox: once, here, and not in every test.
+async fn check_rights(service: Service, address: &Address) -> Result<(), Error> {
+    let needs = match service {
+        Service::Postgres => {
+            "makes databases and roles: it has to have CREATEDB and CREATEROLE, or to be a superuser"
+        }
+        Service::Redis => "makes users: it has to be allowed the ACL commands, of Redis 6 or later",
+        Service::Rabbitmq => "makes vhosts and users: it has to have the tag `administrator`",
+    };
+    let lacks = || {
+        let what = format!("the user of {} {needs}", variable(service));
+        Error::new(ErrorKind::Refused, what)
+    };
+    match wire::may_administer(service, address).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(lacks()),
+        Err(e) if e.kind() == ErrorKind::Refused => Err(lacks().with(e)),
+        Err(e) => Err(e),
+    }
 }
 
 pub(crate) fn address(service: Service, url: &Secret<String>) -> Result<Address, Error> {
@@ -122,6 +144,47 @@ fn decode(name: &str, text: &str) -> Result<String, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A Redis that knows no `ACL`, as those before 6 did not.
+    async fn old_redis() -> (u16, tokio::task::JoinHandle<()>) {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let task = tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = [0; 1024];
+                while let Ok(length @ 1..) = stream.read(&mut request).await {
+                    let request = String::from_utf8_lossy(&request[..length]);
+                    let answer = if request.contains("DBSIZE") {
+                        ":0\r\n"
+                    } else if request.contains("INFO") {
+                        "+redis_version:5.0.14\r\n"
+                    } else {
+                        "-ERR unknown command\r\n"
+                    };
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                }
+            }
+        });
+        (port, task)
+    }
+
+    #[tokio::test]
+    async fn a_server_on_which_no_user_can_be_made_is_refused_with_what_it_takes() {
+        let (port, server) = old_redis().await;
+        let config = DevServicesConfig {
+            cache_url: Some(Secret::new(format!("redis://127.0.0.1:{port}"))),
+            ..DevServicesConfig::default()
+        };
+        let refused = connect(Service::Redis, &config).await;
+        server.abort();
+        let error = refused.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        let text = error.to_string();
+        assert!(text.contains("MAESTRO_TEST_CACHE_URL"), "{text}");
+        assert!(text.contains("Redis 6"), "{text}");
+    }
 
     #[test]
     fn an_administrators_url_may_hold_escaped_characters_and_leave_parts_out() {

@@ -4,12 +4,14 @@
     reason = "to panic over a property that does not hold is what they are for"
 )]
 
+use futures_util::FutureExt as _;
 use maestro_config::Secret;
 
 use crate::docker::image::Reference;
 use crate::explicit;
 use crate::process::ProcessId;
 use crate::service::Service;
+use crate::wire::{amqp, redis};
 
 /// The URL of a server somebody else runs, for each kind of server: what is accepted names a host.
 pub fn url(text: &str) {
@@ -37,6 +39,25 @@ pub fn process(text: &str) {
     }
 }
 
+/// What a Redis answers: reading ends, and what was read was there.
+pub fn reply(bytes: &[u8]) {
+    let mut rest = bytes;
+    let mut before = rest.len();
+    // There is nothing to wait for.
+    while let Some(Ok(_)) = redis::read(&mut rest, "a reply").now_or_never() {
+        assert!(rest.len() < before);
+        before = rest.len();
+    }
+}
+
+/// What a RabbitMQ says while a connection is opened: reading ends, and takes no more than was there.
+pub fn frame(bytes: &[u8]) {
+    let mut rest = bytes;
+    if let Some(Ok(arguments)) = amqp::expect(&mut rest, amqp::START).now_or_never() {
+        assert!(arguments.len() + rest.len() < bytes.len());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -57,6 +78,25 @@ mod tests {
         #[test]
         fn only_processes_of_ours_are_read(text in "-?[0-9]{0,11} ?.{0,5}") {
             super::process(&text);
+        }
+
+        #[test]
+        fn reading_a_reply_ends(text in "([-+:$*][-0-9a-zA\u{e9}]{0,3}\r?\n?){0,8}") {
+            super::reply(text.as_bytes());
+        }
+
+        #[test]
+        fn reading_a_frame_ends(
+            kind in 0u8..3,
+            size in prop_oneof![0u32..40, any::<u32>()],
+            method in prop::sample::select(vec![[0, 10, 0, 10], [0, 10, 0, 50], [0, 20, 0, 10]]),
+            arguments in prop::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let mut frame = vec![kind, 0, 0];
+            frame.extend(size.to_be_bytes());
+            frame.extend(method);
+            frame.extend(arguments);
+            super::frame(&frame);
         }
     }
 }

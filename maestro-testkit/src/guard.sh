@@ -28,9 +28,16 @@ started() {
         shift 19
         echo "$1"
     else
-        when=$(ps -o lstart= -p "$1") && [ -n "$when" ] || return 1
-        echo $when
+        by_ps "$1"
     fi
+}
+
+# The same where there is no /proc, in one language and time zone, with one space between words: the
+# processes that use the server compare it with what they see.
+by_ps() {
+    when=$(LC_ALL=C TZ=UTC0 ps -o lstart= -p "$1") && [ -n "$when" ] || return 1
+    # shellcheck disable=SC2086 # split on purpose
+    echo $when
 }
 
 # alive PID START_TIME; a process that ended before its start time was seen has none, and is not.

@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{Access, FlockOperation, access, flock};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, ErrorKind};
@@ -159,7 +159,10 @@ pub(crate) enum Mode {
 impl Lock {
     /// Takes the lock if nobody stands in the way now.
     pub(crate) fn try_take(path: &Path, mode: Mode) -> Result<Option<Self>, Error> {
-        let failed = |e| Error::io(format!("locking {}", path.display()), e);
+        Self::attempt(path, mode).map_err(|e| Error::io(format!("locking {}", path.display()), e))
+    }
+
+    fn attempt(path: &Path, mode: Mode) -> io::Result<Option<Self>> {
         let operation = match mode {
             Mode::Shared => FlockOperation::NonBlockingLockShared,
             Mode::Exclusive => FlockOperation::NonBlockingLockExclusive,
@@ -169,15 +172,14 @@ impl Lock {
             .append(true)
             .create(true)
             .mode(0o644)
-            .open(path)
-            .map_err(failed)?;
+            .open(path)?;
         match flock(&file, operation) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
-            Err(e) => return Err(failed(e.into())),
+            Err(e) => return Err(e.into()),
         }
         // A guard that ended removed the file under its lock: then this is a lock on nothing.
-        let held = file.metadata().map_err(failed)?;
+        let held = file.metadata()?;
         match fs::metadata(path) {
             Ok(on_disk) if on_disk.ino() == held.ino() => Ok(Some(Self { _file: file })),
             _ => Ok(None),
@@ -195,12 +197,12 @@ impl Lock {
         let started = Instant::now();
         loop {
             prepare()?;
-            match Self::try_take(path, mode) {
+            match Self::attempt(path, mode) {
                 Ok(Some(lock)) => return Ok(lock),
                 Ok(None) => {}
                 // The directory went between `prepare` and `open`.
-                Err(_) if started.elapsed() < deadline => {}
-                Err(e) => return Err(e),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(Error::io(format!("locking {}", path.display()), e)),
             }
             if started.elapsed() >= deadline {
                 return Err(Error::new(
@@ -231,18 +233,35 @@ fn clone_root(from: &Path) -> PathBuf {
     with_lock_file.unwrap_or_else(|| from.to_owned())
 }
 
-/// The system's temporary directory, unless an unprivileged account could not get there.
+/// The system's temporary directory, unless servers cannot live there.
 fn temporary_directory() -> PathBuf {
     let chosen = std::env::temp_dir();
-    let reachable = chosen.ancestors().all(|directory| {
-        fs::metadata(directory).is_ok_and(|metadata| metadata.permissions().mode() & 0o001 != 0)
-    });
-    // PostgreSQL's socket, `<home>/postgres/.s.PGSQL.<port>`, needs about 60 of the 107 bytes.
-    if (reachable || !rustix::process::geteuid().is_root()) && chosen.as_os_str().len() < 40 {
+    if is_suitable(&chosen, rustix::process::geteuid().is_root()) {
         chosen
     } else {
         PathBuf::from("/tmp")
     }
+}
+
+/// Whether servers can live in a directory, started by root or not.
+fn is_suitable(directory: &Path, by_root: bool) -> bool {
+    // The servers' own files and scripts quote no path.
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._-+".contains(byte);
+    let path = directory.as_os_str().as_encoded_bytes();
+    // PostgreSQL's socket, `<home>/postgres/.s.PGSQL.<port>`, needs about 60 of the 107 bytes.
+    let is_short = path.len() < 40;
+    // PostgreSQL does not run as root, and its account has to get there.
+    let is_reachable = || {
+        directory.ancestors().all(|directory| {
+            fs::metadata(directory).is_ok_and(|found| found.permissions().mode() & 0o001 != 0)
+        })
+    };
+    directory.is_absolute()
+        && is_short
+        && path.iter().all(is_plain)
+        && directory.is_dir()
+        && access(directory, Access::WRITE_OK | Access::EXEC_OK).is_ok()
+        && (!by_root || is_reachable())
 }
 
 #[cfg(test)]
@@ -279,5 +298,49 @@ mod tests {
         assert!(Lock::try_take(&path, Mode::Shared).unwrap().is_none());
         fs::remove_file(&path).unwrap();
         assert!(Lock::try_take(&path, Mode::Shared).unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_lock_that_cannot_be_taken_at_all_is_not_waited_for() {
+        let scratch = tempfile::tempdir().unwrap();
+        // A directory in its place, as a full disk or a missing right would be: no waiting mends it.
+        let taking = Lock::take(
+            scratch.path(),
+            Mode::Shared,
+            Duration::from_mins(10),
+            || Ok(()),
+        );
+        let taken = tokio::time::timeout(Duration::from_secs(30), taking).await;
+        let error = taken.expect("it waits").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io);
+    }
+
+    #[test]
+    fn a_temporary_directory_that_servers_cannot_live_in_is_passed_over() {
+        let scratch = tempfile::tempdir_in("/tmp").unwrap();
+        let in_it = |name: &str| {
+            let path = scratch.path().join(name);
+            fs::create_dir(&path).unwrap();
+            path
+        };
+        let plain = in_it("plain");
+        assert!(is_suitable(&plain, false), "{}", plain.display());
+        for name in ["with space", "semi;colon", "per%cent", "\u{e4}"] {
+            assert!(!is_suitable(&in_it(name), false), "{name}");
+        }
+        assert!(!is_suitable(Path::new("tmp"), false), "relative to what?");
+        assert!(!is_suitable(&plain.join("gone"), false));
+        let file = plain.join("file");
+        fs::write(&file, "").unwrap();
+        assert!(!is_suitable(&file, false));
+        assert!(!is_suitable(
+            &in_it("a-name-with-which-it-becomes-too-long"),
+            false
+        ));
+        let closed = in_it("closed");
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
+        // PostgreSQL's account would not get there.
+        assert!(is_suitable(&closed, false));
+        assert!(!is_suitable(&closed, true));
     }
 }

@@ -52,17 +52,39 @@ fn command(system: System, packages: impl Iterator<Item = &'static str>) -> Opti
     )
 }
 
-/// What to do about one missing server.
+/// What to do about a server that this machine does not have. The others that are missing are told with
+/// it, or they would be the next to be told.
 pub(crate) fn remedy(service: Service, source: Source) -> String {
-    let install = command(system(), std::iter::once(package(service, system())));
+    let others = missing().into_iter().map(|missing| missing.service);
+    let all = std::iter::once(service).chain(others.filter(|other| *other != service));
+    let install = mending(system(), all, rustix::process::geteuid().is_root());
     match (source, install) {
         (Source::Off, _) => "set that variable, or unset MAESTRO_DEV_SERVICES".to_owned(),
         (Source::Docker, _) => "start the Docker daemon and have the image there (docker pull, or tests/images/build where there is no registry), or unset MAESTRO_DEV_SERVICES".to_owned(),
-        (Source::Auto | Source::Local, Some(command)) => command.join(" "),
+        (Source::Auto | Source::Local, Some(command)) => command,
         (Source::Auto | Source::Local, None) => {
             format!("install {service}, or start a Docker daemon")
         }
     }
+}
+
+/// One line for a shell: with the lists that a bare Debian does not have, and with the rights it takes.
+fn mending(
+    system: System,
+    services: impl Iterator<Item = Service>,
+    by_root: bool,
+) -> Option<String> {
+    let packages = services.map(|service| package(service, system));
+    let install = command(system, packages)?.join(" ");
+    let sudo = if by_root || system == System::MacOs {
+        ""
+    } else {
+        "sudo "
+    };
+    Some(match system {
+        System::Debian => format!("{sudo}apt-get update && {sudo}{install}"),
+        _ => format!("{sudo}{install}"),
+    })
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +126,29 @@ fn package(service: Service, system: System) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_command_that_mends_it_works_for_whoever_reads_it_and_brings_all_servers_at_once() {
+        let all = || Service::ALL.into_iter();
+        assert_eq!(
+            mending(System::Debian, all(), false).unwrap(),
+            "sudo apt-get update && sudo apt-get install --yes --no-install-recommends postgresql redis-server rabbitmq-server"
+        );
+        // A bare Debian has neither sudo nor lists of packages.
+        assert_eq!(
+            mending(System::Debian, [Service::Redis].into_iter(), true).unwrap(),
+            "apt-get update && apt-get install --yes --no-install-recommends redis-server"
+        );
+        assert_eq!(
+            mending(System::Alpine, [Service::Redis].into_iter(), false).unwrap(),
+            "sudo apk add redis"
+        );
+        // Homebrew refuses to run as root.
+        assert_eq!(
+            mending(System::MacOs, [Service::Redis].into_iter(), false).unwrap(),
+            "brew install redis"
+        );
+    }
 
     #[test]
     fn everything_that_is_missing_is_installed_by_one_command() {

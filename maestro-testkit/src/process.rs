@@ -107,13 +107,23 @@ fn started(pid: i32) -> Option<String> {
         let ended = fields.first()? == "Z" && threads(pid) <= 1;
         return (!ended).then(|| fields.get(19).cloned())?;
     }
-    let output = Command::new("ps")
-        .args(["-o", "lstart=", "-p", &pid.to_string()])
-        .output()
-        .ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    let text = text.trim();
-    (!text.is_empty()).then(|| text.to_owned())
+    let output = ps(pid).output().ok()?;
+    let text = one_line(&String::from_utf8(output.stdout).ok()?);
+    (!text.is_empty()).then_some(text)
+}
+
+/// What to ask where there is no `/proc`. The guard's `by_ps` has to come to the same words, whatever
+/// language and time zone either of them was started with.
+fn ps(pid: i32) -> Command {
+    let mut command = Command::new("ps");
+    command.args(["-o", "lstart=", "-p", &pid.to_string()]);
+    command.env("LC_ALL", "C").env("TZ", "UTC0");
+    command
+}
+
+/// The words of a line with one space between them.
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// True if the process was stopped by a signal.
@@ -188,6 +198,44 @@ mod tests {
         id.signal(Signal::KILL);
         child.wait().unwrap();
         assert!(!id.is_alive());
+    }
+
+    #[test]
+    fn where_there_is_no_proc_the_guard_and_this_process_ask_and_read_alike() {
+        let ours = ps(42);
+        let ours = ours
+            .get_envs()
+            .map(|(_, value)| value.unwrap())
+            .chain(ours.get_args())
+            .map(|word| word.to_str().unwrap())
+            .collect::<Vec<_>>();
+        // Words apart, as in the date of a month's first days.
+        let script = format!(
+            "ps() {{ echo \"$LC_ALL   $TZ  $*   \"; }}\n{}\nby_ps 42",
+            function("by_ps")
+        );
+        let guard = Command::new("/bin/sh")
+            .args(["-c", &script])
+            .env("LC_ALL", "de_DE.UTF-8")
+            .env("TZ", "Asia/Tokyo")
+            .output()
+            .unwrap();
+        assert_eq!(
+            String::from_utf8(guard.stdout).unwrap().trim_end(),
+            ours.join(" ")
+        );
+        assert_eq!(
+            one_line("Sun Nov  1 09:00:00 2026   \n"),
+            "Sun Nov 1 09:00:00 2026"
+        );
+    }
+
+    /// One function of the guard's script.
+    fn function(name: &str) -> &'static str {
+        let script = include_str!("guard.sh");
+        let start = script.find(&format!("\n{name}() {{")).unwrap();
+        let length = script[start..].find("\n}\n").unwrap();
+        &script[start..start + length + 3]
     }
 
     #[test]

@@ -56,3 +56,25 @@ pub(crate) async fn handshake(service: Service, address: &Address) -> Result<Str
         }
     }
 }
+
+/// Whether the administrator may make what sandboxes are made of.
+pub(crate) async fn may_administer(service: Service, address: &Address) -> Result<bool, Error> {
+    match service {
+        Service::Postgres => {
+            let client = postgres::connect(address, &address.database).await?;
+            let rights = "SELECT 1 FROM pg_roles WHERE rolname = CURRENT_USER \
+                          AND (rolsuper OR rolcreatedb AND rolcreaterole)";
+            Ok(!client.column(rights).await?.is_empty())
+        }
+        Service::Redis => {
+            let mut client = redis::Client::connect(address).await?;
+            client.call(&["ACL", "USERS"]).await?;
+            Ok(true)
+        }
+        Service::Rabbitmq => {
+            let user = http::Client::new(address)?.get("/api/whoami").await?;
+            // A list, or in old versions a string.
+            Ok(user["tags"].to_string().contains("administrator"))
+        }
+    }
+}

@@ -4,7 +4,7 @@ use std::process::{Command, ExitCode};
 
 use clap::{Args, ValueEnum};
 
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::process;
 use crate::servers;
 use crate::workspace::Workspace;
@@ -54,16 +54,22 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let name = name.as_ref().map_or("", |value| value.get_name());
     let workspace = Workspace::load()?;
     let output = workspace.target.join(format!("bench/{name}.jsonl"));
-    let mut command = cargo(&workspace, "run");
-    command
-        .args(["--release", "--"])
-        .args([name, "--rounds", &options.rounds.to_string(), "--output"])
-        .arg(output);
-    if let Some(mode) = options.servers.dev_services() {
-        command.env("MAESTRO_DEV_SERVICES", mode);
+    let time = || {
+        let mut command = cargo(&workspace, "run");
+        command
+            .args(["--release", "--"])
+            .args([name, "--rounds", &options.rounds.to_string(), "--output"])
+            .arg(&output);
+        if let Some(mode) = options.servers.dev_services() {
+            command.env("MAESTRO_DEV_SERVICES", mode);
+        }
+        process::status(&mut command)
+    };
+    let status = servers::providing_some(&options.servers, time)?;
+    if status.success() {
+        return Ok(ExitCode::SUCCESS);
     }
-    process::run(&mut command)?;
-    Ok(ExitCode::SUCCESS)
+    Err(Failure::new(format!("the bench did not run: {status}")))
 }
 
 /// One cargo command on the workspace of the benches, which builds where this one does: what both

@@ -163,7 +163,7 @@ impl Step {
                 }
             }
             Self::Containers => {
-                if !servers::docker_answers(&options.servers, Duration::from_secs(1)) {
+                if servers::ask_docker(&options.servers, Duration::from_secs(1)).is_err() {
                     return Ok(Outcome::NotRun("no Docker daemon answers"));
                 }
                 let options = test::Options::on_containers("maestro-testkit");

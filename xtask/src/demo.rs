@@ -64,18 +64,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         }
         process::status(&mut demo)
     };
-    let mut status = tell()?;
-    if status.code() == Some(MISSING) {
-        // Docker answers, but has no images and can pull none.
-        servers::install_all()?;
-        status = tell()?;
-    }
+    let status = servers::providing_some(&servers, tell)?;
     match status.code() {
         Some(0) => Ok(ExitCode::SUCCESS),
         Some(_) => Ok(ExitCode::FAILURE),
         None => Err(Failure::new(format!("the demo was ended: {status}"))),
     }
 }
-
-/// The demo's exit code when a server cannot be had on this machine as it is.
-const MISSING: i32 = 3;

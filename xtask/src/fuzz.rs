@@ -9,6 +9,7 @@ use clap::Args;
 
 use crate::failure::{Failure, Result};
 use crate::process::{self, announce};
+use crate::servers;
 use crate::workspace::{self, Workspace};
 
 /// Feed the parsers inputs that libFuzzer makes up, guided by what of the code they reach.
@@ -17,8 +18,8 @@ use crate::workspace::{self, Workspace};
 /// (`fuzz/corpus/TARGET`). An input that breaks a property is written to `fuzz/artifacts/TARGET` and
 /// the command fails; as a file given to the target's program it shows the failure again.
 ///
-/// Any compiler will do; libFuzzer itself needs one for C++. Two to four minutes to build on two
-/// cores.
+/// Any compiler will do; libFuzzer itself needs one for C++, which is installed like the servers of
+/// `cargo xtask test`. Two to four minutes to build on two cores.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Targets; all, if none is named
@@ -58,11 +59,7 @@ pub(crate) fn can_build() -> bool {
 
 /// Runs the command.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    if !can_build() {
-        return Err(Failure::new(
-            "libFuzzer is C++ and there is no `c++`: sudo apt-get install -y g++",
-        ));
-    }
+    servers::provide_compiler()?;
     let targets = chosen(&options.targets, known()?)?;
     let programs = build(&targets)?;
     let mut failed = Vec::new();

@@ -1,8 +1,8 @@
 //! Running other programs: always without stdin, always said aloud before.
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader};
-use std::process::{Command, ExitStatus, Stdio};
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use crate::failure::{Failure, Result};
@@ -46,22 +46,41 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 
 /// Runs `command`, prints its stdout as it comes and hands every line of it to `line`.
 pub(crate) fn tee(command: &mut Command, mut line: impl FnMut(&str)) -> Result<ExitStatus> {
-    eprintln!("  $ {}", shown(command));
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|error| not_started(command, &error))?;
-    if let Some(stdout) = child.stdout.take() {
-        // Bytes, not `lines()`: a test may print anything, and one bad byte must not end the run.
-        for chunk in BufReader::new(stdout).split(b'\n') {
-            let Ok(bytes) = chunk else { break };
-            let text = String::from_utf8_lossy(&bytes);
-            println!("{text}");
-            line(&text);
-        }
-    }
+    let mut child = spawn(command.stdout(Stdio::piped()))?;
+    each_line(child.stdout.take(), |text| {
+        println!("{text}");
+        line(text);
+    });
     child.wait().map_err(|error| not_started(command, &error))
+}
+
+/// The same with its stderr.
+pub(crate) fn tee_errors(command: &mut Command, mut line: impl FnMut(&str)) -> Result<ExitStatus> {
+    let mut child = spawn(command.stderr(Stdio::piped()))?;
+    each_line(child.stderr.take(), |text| {
+        eprintln!("{text}");
+        line(text);
+    });
+    child.wait().map_err(|error| not_started(command, &error))
+}
+
+fn spawn(command: &mut Command) -> Result<Child> {
+    eprintln!("  $ {}", shown(command));
+    command
+        .stdin(Stdio::null())
+        .spawn()
+        .map_err(|error| not_started(command, &error))
+}
+
+/// Bytes, not `lines()`: a test may print anything, and one bad byte must not end the run.
+fn each_line(output: Option<impl Read>, mut line: impl FnMut(&str)) {
+    for chunk in output
+        .into_iter()
+        .flat_map(|output| BufReader::new(output).split(b'\n'))
+    {
+        let Ok(bytes) = chunk else { break };
+        line(&String::from_utf8_lossy(&bytes));
+    }
 }
 
 /// Runs `command` silently and returns its stdout; a failure is an error that holds its stderr.

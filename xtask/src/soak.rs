@@ -66,10 +66,12 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
     // A campaign kills its servers, so it never takes somebody else's.
     let servers = options.servers.clone().own();
-    servers::make_available(&servers, servers::For::Servers)?;
     if options.name == Campaign::Tenants {
+        // It is a test, and one of those that need more than the servers: PgBouncer.
+        servers::make_available(&servers, servers::For::Tests)?;
         return tenants(options, &servers);
     }
+    servers::make_available(&servers, servers::For::Servers)?;
 
     announce("building the campaigns");
     let started = Instant::now();
@@ -78,20 +80,23 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 
     let name = options.name.to_possible_value();
     let name = name.as_ref().map_or("", |value| value.get_name());
-    let mut soak = Command::new(workspace.target.join("debug/soak"));
-    soak.current_dir(crate::workspace::root())
-        .args([name, "--seed", &options.seed.to_string()])
-        .args(["--minutes", &options.minutes.to_string()]);
-    if let Some(rounds) = options.rounds {
-        soak.args(["--rounds", &rounds.to_string()]);
-    }
-    if let Some(rows) = options.rows {
-        soak.args(["--rows", &rows.to_string()]);
-    }
-    if let Some(from) = servers.dev_services() {
-        soak.env("MAESTRO_DEV_SERVICES", from);
-    }
-    let status = process::status(&mut soak)?;
+    let rage = || {
+        let mut soak = Command::new(workspace.target.join("debug/soak"));
+        soak.current_dir(crate::workspace::root())
+            .args([name, "--seed", &options.seed.to_string()])
+            .args(["--minutes", &options.minutes.to_string()]);
+        if let Some(rounds) = options.rounds {
+            soak.args(["--rounds", &rounds.to_string()]);
+        }
+        if let Some(rows) = options.rows {
+            soak.args(["--rows", &rows.to_string()]);
+        }
+        if let Some(from) = servers.dev_services() {
+            soak.env("MAESTRO_DEV_SERVICES", from);
+        }
+        process::status(&mut soak)
+    };
+    let status = servers::providing_some(&servers, rage)?;
     match status.code() {
         Some(0) => Ok(ExitCode::SUCCESS),
         Some(_) => Ok(ExitCode::FAILURE),

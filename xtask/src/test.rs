@@ -125,6 +125,7 @@ fn has_nextest() -> bool {
 struct Selection {
     packages: Vec<String>,
     filter: Vec<String>,
+    servers: servers::Options,
     /// Says to the testkit which servers are wanted.
     environment: Vec<(&'static str, &'static str)>,
     /// Only the integration tests: those are the ones on servers.
@@ -150,14 +151,20 @@ impl Selection {
         }
         let selected = |name: &String| options.package.is_empty() || options.package.contains(name);
         let selected = |package: &&Package| selected(&package.name);
+        let servers = if options.matrix {
+            servers::Options::in_docker()
+        } else {
+            options.servers.clone()
+        };
+        let mode = servers.dev_services();
         Ok(Self {
             packages: options.package.clone(),
             filter: options.filter.clone(),
-            environment: match options.servers.dev_services() {
-                _ if options.matrix => vec![("MAESTRO_DEV_SERVICES", "docker")],
-                Some(mode) => vec![("MAESTRO_DEV_SERVICES", mode)],
-                None => Vec::new(),
-            },
+            servers,
+            environment: mode
+                .map(|mode| ("MAESTRO_DEV_SERVICES", mode))
+                .into_iter()
+                .collect(),
             integration_only: false,
             has_library: workspace
                 .packages
@@ -223,14 +230,7 @@ impl Selection {
         if let Outcome::Warm(warm) = Warm::start(&program, &self.environment)? {
             return Ok(Some(warm));
         }
-        if self
-            .environment
-            .contains(&("MAESTRO_DEV_SERVICES", "docker"))
-        {
-            servers::images::build("bookworm")?;
-        } else {
-            servers::install_all()?;
-        }
+        servers::provide_some(&self.servers)?;
         match Warm::start(&program, &self.environment)? {
             Outcome::Warm(warm) => Ok(Some(warm)),
             Outcome::Missing => Err(Failure::new("the servers are still missing, see above")),

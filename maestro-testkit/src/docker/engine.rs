@@ -20,7 +20,7 @@ use testcontainers::bollard::query_parameters::{
 use testcontainers::runners::AsyncRunner;
 
 use super::image::Reference;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, sentence};
 use crate::report;
 
 /// A daemon on this machine answers in a millisecond; one that needs longer is not worth waiting for
@@ -60,7 +60,7 @@ impl Engine {
     pub(crate) async fn reach(patience: Duration) -> Result<Self, String> {
         let docker = testcontainers::core::client::docker_client_instance()
             .await
-            .map_err(|e| format!("no daemon: {e}"))?;
+            .map_err(|e| format!("no daemon: {}", sentence(&e)))?;
         Self::ping(docker, patience).await
     }
 
@@ -70,7 +70,7 @@ impl Engine {
                 docker,
                 patience: REGISTRY,
             }),
-            Ok(Err(e)) => Err(format!("the daemon does not answer: {e}")),
+            Ok(Err(e)) => Err(format!("the daemon does not answer: {}", sentence(&e))),
             Err(_) => Err(format!(
                 "the daemon does not answer within {} s",
                 patience.as_secs()
@@ -85,7 +85,7 @@ impl Engine {
             Ok(Err(DockerError::DockerResponseServerError {
                 status_code: 404, ..
             })) => Ok(false),
-            Ok(Err(e)) => Err(format!("looking for the image {image}: {e}")),
+            Ok(Err(e)) => Err(format!("looking for the image {image}: {}", sentence(&e))),
             Err(_) => Err(format!(
                 "looking for the image {image}: no answer within {} s",
                 ANSWER.as_secs()
@@ -126,7 +126,7 @@ impl Engine {
             match tokio::time::timeout(silence, progress.next()).await {
                 Ok(Some(Ok(_))) => silence = STALL,
                 Ok(Some(Err(e))) => {
-                    let reason = e.to_string();
+                    let reason = sentence(&e);
                     return Err(if may_be_had_otherwise(&reason) {
                         Refusal::Conditional(reason)
                     } else {

@@ -16,6 +16,10 @@ use crate::settings;
 /// that builds something at the same time, takes longer.
 const READY: Duration = Duration::from_secs(150);
 
+/// Where Erlang looks names up. A node needs a name that it can look up, and a minimal system has no
+/// `/etc/hosts` to find `localhost` in.
+const LOCALHOST: &str = "{host, {127,0,0,1}, [\"localhost\"]}.\n{lookup, [file, native]}.\n";
+
 /// Debian's script in `/usr/sbin` switches the user or refuses: the one it wraps does neither.
 pub(super) fn find() -> Option<PathBuf> {
     let fixed = [
@@ -55,6 +59,8 @@ pub(super) fn plan(request: &Request<'_>, binary: &Path) -> Result<Plan, Error> 
     write_private(&file, &settings, None)?;
     let plugins = directory.join("enabled_plugins");
     write_private(&plugins, "[rabbitmq_management].\n", None)?;
+    let addresses = directory.join("inetrc");
+    write_private(&addresses, LOCALHOST, None)?;
     let path = |name: &str| directory.join(name).into_os_string();
     let environment: BTreeMap<String, OsString> = [
         ("HOME", directory.into()),
@@ -64,6 +70,7 @@ pub(super) fn plan(request: &Request<'_>, binary: &Path) -> Result<Plan, Error> 
         ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1".into()),
         ("RABBITMQ_NODE_PORT", port.to_string().into()),
         ("RABBITMQ_DIST_PORT", distribution.to_string().into()),
+        ("ERL_INETRC", addresses.into()),
         ("ERL_EPMD_PORT", mapper.to_string().into()),
         ("ERL_EPMD_ADDRESS", "127.0.0.1".into()),
         ("RABBITMQ_MNESIA_BASE", path("data")),

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::within;
@@ -12,7 +12,7 @@ use crate::service::Address;
 
 /// Class `connection` and the methods met on the way in.
 const CONNECTION: u16 = 10;
-const START: u16 = 10;
+pub(crate) const START: u16 = 10;
 const START_OK: u16 = 11;
 const TUNE: u16 = 30;
 const TUNE_OK: u16 = 31;
@@ -36,7 +36,7 @@ pub(crate) async fn handshake(address: &Address, vhost: &str) -> Result<(), Erro
     .await
 }
 
-type Failure = (ErrorKind, String);
+pub(crate) type Failure = (ErrorKind, String);
 
 async fn open(address: &Address, vhost: &str) -> Result<(), Failure> {
     let lost = |e: std::io::Error| (ErrorKind::Unavailable, e.to_string());
@@ -56,6 +56,12 @@ async fn open(address: &Address, vhost: &str) -> Result<(), Failure> {
     short(&mut start_ok, "en_US");
     send(&mut stream, START_OK, &start_ok).await.map_err(lost)?;
 
+    // RabbitMQ hangs up on a client that it does not let in and that did not ask to be told why.
+    if matches!(stream.peek(&mut [0]).await, Ok(0) | Err(_)) {
+        let problem = "it hung up at the login: a wrong user or password, or `guest` from another \
+                       machine; RabbitMQ's log says which";
+        return Err((ErrorKind::Refused, problem.to_owned()));
+    }
     // The server's own proposal is taken back to it: channel-max, frame-max, heartbeat.
     let tune = expect(&mut stream, TUNE).await?;
     send(&mut stream, TUNE_OK, &tune).await.map_err(lost)?;
@@ -84,10 +90,12 @@ async fn send(stream: &mut TcpStream, method: u16, arguments: &[u8]) -> std::io:
 }
 
 /// Reads the next method's arguments, and the server's reason if it closes instead.
-async fn expect(stream: &mut TcpStream, method: u16) -> Result<Vec<u8>, Failure> {
+pub(crate) async fn expect(
+    stream: &mut (impl AsyncRead + Unpin),
+    method: u16,
+) -> Result<Vec<u8>, Failure> {
     let lost = |e: std::io::Error| (ErrorKind::Unavailable, e.to_string());
     let mut header = [0; 7];
-    // Wrong credentials: RabbitMQ closes the socket or sends `connection.close`.
     stream.read_exact(&mut header).await.map_err(lost)?;
     let [kind, _, _, size @ ..] = header;
     let size = u32::from_be_bytes(size) as usize;
@@ -127,4 +135,44 @@ fn short(frame: &mut Vec<u8>, text: &str) {
 fn long(frame: &mut Vec<u8>, text: &str) {
     frame.extend(u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes());
     frame.extend(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use maestro_config::Secret;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// RabbitMQ closes the socket without a word when it refuses a login.
+    #[tokio::test]
+    async fn a_refused_login_is_called_that() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = Address {
+            host: "127.0.0.1".to_owned(),
+            port: listener.local_addr().unwrap().port(),
+            tls_port: None,
+            management: None,
+            socket: None,
+            user: "orders".to_owned(),
+            password: Secret::new("canary".to_owned()),
+            database: "/".to_owned(),
+        };
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read_exact(&mut [0; 8]).await.unwrap();
+            send(&mut stream, START, &[0; 10]).await.unwrap();
+            let mut header = [0; 7];
+            stream.read_exact(&mut header).await.unwrap();
+            let [_, _, _, size @ ..] = header;
+            let mut frame = vec![0; u32::from_be_bytes(size) as usize + 1];
+            stream.read_exact(&mut frame).await.unwrap();
+        });
+        let error = handshake(&address, "/").await.unwrap_err();
+        server.await.unwrap();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        let text = error.to_string();
+        assert!(text.contains("user or password"), "{text}");
+        assert!(!text.contains("canary"), "{text}");
+    }
 }

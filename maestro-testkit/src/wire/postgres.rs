@@ -6,7 +6,7 @@ use tokio_postgres::{Config, NoTls, SimpleQueryMessage};
 
 use super::{ANSWER, within};
 use crate::background;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, sentence};
 use crate::service::Address;
 
 /// Longest wait for a lock: many processes make sandboxes at once, and a migration may be long.
@@ -126,6 +126,30 @@ impl Client {
 fn explain(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         Some(db) => format!("{} ({})", db.message(), db.code().code()),
-        None => error.to_string(),
+        None => sentence(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use maestro_config::Secret;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_is_down_is_told_from_one_that_cannot_be_found() {
+        let nobody = Address {
+            host: "127.0.0.1".to_owned(),
+            port: 1,
+            tls_port: None,
+            management: None,
+            socket: None,
+            user: "postgres".to_owned(),
+            password: Secret::new("canary".to_owned()),
+            database: "postgres".to_owned(),
+        };
+        let error = connect(&nobody, "postgres").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(error.to_string().contains("refused"), "{error}");
     }
 }

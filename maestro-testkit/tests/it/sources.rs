@@ -1,7 +1,7 @@
 use maestro_config::Environment;
 use maestro_testkit::{DevServicesConfig, ErrorKind, Origin, Service, Stack};
 
-use crate::clients::postgres;
+use crate::clients::{postgres, variable};
 
 fn config(pairs: &[(&str, &str)]) -> DevServicesConfig {
     Environment::from_pairs(pairs.iter().copied())
@@ -87,6 +87,21 @@ async fn a_given_server_that_does_not_answer_is_an_error_that_names_the_variable
     let text = format!("{error} {error:?}");
     assert!(text.contains("MAESTRO_TEST_CACHE_URL"), "{text}");
     assert!(!text.contains("canary"), "{text}");
+}
+
+#[tokio::test]
+async fn a_given_server_whose_user_is_no_administrator_is_refused_before_the_first_sandbox() {
+    let ours = Stack::builder().only([Service::Postgres]);
+    let ours = ours.start().await.unwrap();
+    let sandbox = ours.sandbox("orders").await.unwrap();
+    let url = variable(&sandbox, "MAESTRO_POSTGRES_URL");
+    let given = config(&[("MAESTRO_TEST_POSTGRES_URL", &url)]);
+    let stack = Stack::builder().only([Service::Postgres]).config(given);
+    let error = stack.start().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    let text = error.to_string();
+    assert!(text.contains("MAESTRO_TEST_POSTGRES_URL"), "{text}");
+    assert!(text.contains("CREATEROLE"), "{text}");
 }
 
 #[tokio::test]

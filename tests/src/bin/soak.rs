@@ -70,7 +70,12 @@ async fn main() -> ExitCode {
         Err(error) => {
             println!("\nThe campaign failed: {error:?}");
             println!("The same decisions again: --seed {}", arguments.seed);
-            ExitCode::FAILURE
+            let cause = error.downcast_ref::<maestro_testkit::Error>();
+            match cause.map(maestro_testkit::Error::kind) {
+                // The caller may be able to install what is missing.
+                Some(maestro_testkit::ErrorKind::Missing) => ExitCode::from(3),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use super::{Program, missing_of};
 use crate::failure::{Failure, Result};
@@ -25,18 +26,45 @@ fn is_root() -> bool {
 
 /// The one command that installs them on this machine.
 pub(super) fn command(missing: &[Program]) -> String {
-    let packages = missing.iter().map(|program| program.package);
-    let packages = packages.collect::<Vec<_>>().join(" ");
+    let packages = |name: fn(&'static str) -> &'static str| {
+        let packages = missing.iter().map(|program| name(program.package));
+        packages.collect::<Vec<_>>().join(" ")
+    };
     if is_debian() {
+        let packages = packages(|debian| debian);
         format!("sudo apt-get update && sudo apt-get install -y --no-install-recommends {packages}")
     } else if process::is_on_path("brew") {
-        "brew install postgresql redis rabbitmq prometheus".to_owned()
+        format!("brew install {}", packages(homebrews))
     } else if process::is_on_path("dnf") {
-        "sudo dnf install -y postgresql-server redis rabbitmq-server prometheus".to_owned()
+        format!("sudo dnf install -y {}", packages(fedoras))
     } else if process::is_on_path("docker") {
         "sudo systemctl start docker".to_owned()
     } else {
-        format!("install Docker, or the servers {packages}, with this system's package manager")
+        let packages = packages(|debian| debian);
+        format!("install what Debian calls {packages}, with this system's package manager")
+    }
+}
+
+/// Homebrew's name of a Debian package.
+fn homebrews(debian: &'static str) -> &'static str {
+    match debian {
+        "redis-server" => "redis",
+        "rabbitmq-server" => "rabbitmq",
+        "python3-pip" | "libpython3-dev" => "python",
+        "g++" => "gcc",
+        other => other,
+    }
+}
+
+/// Fedora's name of a Debian package.
+fn fedoras(debian: &'static str) -> &'static str {
+    match debian {
+        "postgresql" => "postgresql-server",
+        "redis-server" => "redis",
+        "prometheus" => "golang-github-prometheus",
+        "libpython3-dev" => "python3-devel",
+        "g++" => "gcc-c++",
+        other => other,
     }
 }
 
@@ -56,7 +84,7 @@ pub(super) fn install(needed: &[Program]) -> Result<()> {
     }
     // The lists may be old or absent, and one broken source among several must not be the end:
     // whether the packages can be had is what the next step finds out.
-    if !process::status(apt_get().arg("update"))?.success() {
+    if !update(apt_get().arg("update"), PAUSE)? {
         announce("`apt-get update` had trouble; trying with the lists there are");
     }
     let _quiet = NoServiceStarts::begin()?;
@@ -67,6 +95,35 @@ pub(super) fn install(needed: &[Program]) -> Result<()> {
             .args(packages),
     )
 }
+
+/// Fetches the lists of packages; whether that worked. Unlike installing, this does not wait for whoever
+/// else does so (a machine that has just booted does by itself): it is tried again as long as the lists
+/// are locked.
+fn update(command: &mut Command, pause: Duration) -> Result<bool> {
+    let mut attempt = 1;
+    loop {
+        let mut locked = false;
+        let status = process::tee_errors(command, |line| {
+            // The path, since the words around it are in the language of the machine.
+            locked |= line.starts_with("E:") && line.contains("lists/lock");
+        })?;
+        if status.success() || !locked || attempt == ATTEMPTS {
+            return Ok(status.success());
+        }
+        attempt += 1;
+        announce("somebody else fetches the lists of packages: trying again in a moment");
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "this program does nothing else meanwhile, and apt has no way to wait"
+        )]
+        std::thread::sleep(pause);
+    }
+}
+
+/// Until somebody else's update is over, and how often that is looked at: ten minutes, as for an
+/// installation.
+const PAUSE: Duration = Duration::from_secs(10);
+const ATTEMPTS: usize = 60;
 
 fn apt_get() -> Command {
     let mut command = Command::new("apt-get");
@@ -94,12 +151,7 @@ impl NoServiceStarts {
     }
 
     fn at(path: &Path) -> Result<Self> {
-        // The policy says "no" only while this process lives: left behind by a kill, it is harmless.
-        let policy = format!(
-            "#!/bin/sh\n# Written by `cargo xtask`, for the time of one installation.\n\
-             kill -0 {} 2>/dev/null && exit 101\nexit 0\n",
-            std::process::id()
-        );
+        let policy = policy(std::process::id(), started().as_deref());
         let ours = fs::read_to_string(path).is_ok_and(|text| text.contains("`cargo xtask`"));
         let file = if ours {
             fs::File::create(path)
@@ -131,6 +183,27 @@ impl NoServiceStarts {
             ))),
         }
     }
+}
+
+/// A policy that says "no" only while this process lives: left behind by a kill, it is harmless, also when
+/// the process id has become somebody else's.
+fn policy(process: u32, started: Option<&str>) -> String {
+    let lives = match started {
+        Some(started) => {
+            format!("[ \"$(cut -d ' ' -f 22 /proc/{process}/stat 2>/dev/null)\" = {started} ]")
+        }
+        None => format!("kill -0 {process} 2>/dev/null"),
+    };
+    format!(
+        "#!/bin/sh\n# Written by `cargo xtask`, for the time of one installation.\n\
+         {lives} && exit 101\nexit 0\n"
+    )
+}
+
+/// When this process started: field 22 of proc(5), where there is a `/proc`.
+fn started() -> Option<String> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    stat.split(' ').nth(21).map(str::to_owned)
 }
 
 impl Drop for NoServiceStarts {
@@ -180,6 +253,40 @@ mod tests {
         fs::write(&path, "#!/bin/sh\nexit 104\n").unwrap();
         drop(NoServiceStarts::at(&path).unwrap());
         assert_eq!(fs::read_to_string(&path).unwrap(), "#!/bin/sh\nexit 104\n");
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn a_policy_whose_process_id_has_become_somebody_elses_refuses_nothing() {
+        let folder = scratch("recycled");
+        let path = folder.join("policy-rc.d");
+        let own = std::process::id();
+        fs::write(&path, policy(own, Some("1"))).unwrap();
+        assert_eq!(answer(&path), Some(0));
+        fs::write(&path, policy(own, started().as_deref())).unwrap();
+        assert_eq!(answer(&path), Some(101));
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn lists_that_somebody_else_fetches_are_waited_for_and_other_trouble_is_not() {
+        let folder = scratch("update");
+        let count = folder.join("count");
+        let update = |fails: &str| {
+            let script = format!(
+                "echo . >>\"$1\"; [ $(wc -l <\"$1\") -ge 3 ] && exit 0; echo \"{fails}\" >&2; exit 100"
+            );
+            let mut command = Command::new("sh");
+            command.args(["-c", &script, "sh"]).arg(&count);
+            let done = update(&mut command, Duration::ZERO).unwrap();
+            let tries = fs::read_to_string(&count).unwrap().lines().count();
+            fs::remove_file(&count).unwrap();
+            (done, tries)
+        };
+        // The words are those of a German machine.
+        let locked = "E: Sperre /var/lib/apt/lists/lock konnte nicht bekommen werden.";
+        assert_eq!(update(locked), (true, 3));
+        assert_eq!(update("E: Failed to fetch http://192.0.2.1/"), (false, 1));
         fs::remove_dir_all(folder).unwrap();
     }
 

@@ -6,6 +6,7 @@ use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
+use super::MISSING;
 use crate::failure::{Failure, Result};
 use crate::process::announce;
 
@@ -66,9 +67,6 @@ impl Drop for Warm {
 
 /// What the program prints once every server answers.
 const READY: &str = "ready";
-
-/// Its exit code when a server cannot be had on this machine as it is.
-const MISSING: i32 = 3;
 
 #[cfg(test)]
 mod tests {

@@ -101,6 +101,8 @@ async fn a_socket_behind_which_nobody_listens_is_no_daemon() {
         reason.starts_with("the daemon does not answer: "),
         "{reason}"
     );
+    // Why: a socket that is not ours to open is told from a daemon that is not there.
+    assert!(reason.contains("refused"), "{reason}");
 }
 
 #[tokio::test]
