@@ -39,8 +39,6 @@ fn begins_environment(content: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::variables;
 
     #[test]
@@ -69,20 +67,5 @@ mod tests {
             assert_eq!(variables(&text), ["MAESTRO_TEAM"], "{key}");
         }
         assert!(variables("environment: none\n  A: b\n").is_empty());
-    }
-
-    proptest! {
-        #[test]
-        fn no_text_makes_it_fall_over_and_no_value_is_taken_for_a_name(
-            text in "(environment:|  |- |[AB_]{1,3}|=|: |canary|\"|'|#|\\n|é){0,40}"
-        ) {
-            let names = variables(&text);
-            prop_assert!(names.iter().all(|name| !name.is_empty() && !name.contains("canary")));
-        }
-
-        #[test]
-        fn no_text_at_all_makes_it_fall_over(text in any::<String>()) {
-            let _ = variables(&text);
-        }
     }
 }

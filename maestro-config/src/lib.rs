@@ -25,6 +25,8 @@ mod error;
 mod explain;
 mod fault;
 mod files;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod identity;
 mod kind;
 mod layers;

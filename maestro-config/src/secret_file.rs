@@ -221,7 +221,13 @@ fn read_stamped(path: &Path) -> Result<(Zeroizing<String>, Stamp), Unreadable> {
     if bytes.len() > LONGEST_VALUE {
         return Err(Unreadable::TooLong);
     }
-    let text = std::str::from_utf8(&bytes).map_err(|_| Unreadable::NotUtf8)?;
+    let text = content(&bytes)?;
+    Ok((Zeroizing::new(text.to_owned()), stamp))
+}
+
+/// The secret in a file of these bytes.
+pub(crate) fn content(bytes: &[u8]) -> Result<&str, Unreadable> {
+    let text = std::str::from_utf8(bytes).map_err(|_| Unreadable::NotUtf8)?;
     // Invisible in an editor, and part of the password for the server.
     if text.starts_with('\u{feff}') {
         return Err(Unreadable::ByteOrderMark);
@@ -236,7 +242,7 @@ fn read_stamped(path: &Path) -> Result<(Zeroizing<String>, Stamp), Unreadable> {
     if text.trim().is_empty() {
         return Err(Unreadable::Empty);
     }
-    Ok((Zeroizing::new(text.to_owned()), stamp))
+    Ok(text)
 }
 
 fn unreadable(error: &std::io::Error) -> Unreadable {
