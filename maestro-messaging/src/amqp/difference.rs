@@ -11,30 +11,36 @@ pub(crate) fn read(text: &str) -> Option<Difference> {
     let (argument, text) = text.split_once('\'')?;
     Some(Difference {
         argument: argument.to_owned(),
-        values: values(text),
+        values: values(text).ok(),
     })
 }
 
-fn values(text: &str) -> Option<Values> {
-    let (_, text) = text.split_once(": received ")?;
-    let (here, there) = text.split_once(" but current is ")?;
-    Some(Values {
+fn values(text: &str) -> Result<Values, Cut> {
+    let (_, text) = text.split_once(": received ").ok_or(Cut)?;
+    let (here, there) = text.split_once(" but current is ").ok_or(Cut)?;
+    Ok(Values {
         there: value(there)?,
         here: value(here)?,
     })
 }
 
-/// `none`, `the value '7' of type 'signedint'` or `'true'`, whatever follows; `None` if it was cut.
-fn value(text: &str) -> Option<Option<String>> {
+/// `none`, `the value '7' of type 'signedint'` or `'true'`, whatever follows.
+fn value(text: &str) -> Result<Option<String>, Cut> {
     if text.starts_with("none") {
-        return Some(None);
+        return Ok(None);
     }
-    let (value, _) = match text.strip_prefix("the value '") {
-        Some(text) => text.split_once("' of type '")?,
-        None => text.strip_prefix('\'')?.split_once('\'')?,
+    let quoted = match text.strip_prefix("the value '") {
+        Some(text) => text.split_once("' of type '"),
+        None => text
+            .strip_prefix('\'')
+            .and_then(|text| text.split_once('\'')),
     };
-    Some(Some(value.to_owned()))
+    let (value, _) = quoted.ok_or(Cut)?;
+    Ok(Some(value.to_owned()))
 }
+
+/// The sentence ends before the values do.
+struct Cut;
 
 #[cfg(test)]
 mod tests {
