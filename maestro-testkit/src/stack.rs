@@ -238,8 +238,10 @@ impl StackBuilder {
             return Err(Error::new(ErrorKind::Unsupported, why));
         }
         let config = self.settings()?;
+        let home = self.home(&config)?;
+        sweep_dedicated(&home)?;
         let wanted = Wanted {
-            home: self.home(&config)?,
+            home,
             config,
             grace: self.grace,
             durable: false,
@@ -255,10 +257,7 @@ impl StackBuilder {
             config.source = Source::Local;
         }
         let home = self.home(&config)?;
-        // Another run's, if it was killed before it could write down what it started.
-        for sibling in home.dedicated_siblings() {
-            background::spawn(crate::provider::sweep_dedicated(sibling))?;
-        }
+        sweep_dedicated(&home)?;
         let wanted = Wanted {
             home: home.dedicated(&sandbox::new_id()),
             // Somebody else's servers are not to be broken.
@@ -295,6 +294,15 @@ impl StackBuilder {
             config
         })
     }
+}
+
+/// Removes in the background what nobody uses of a clone's dedicated servers: their guards were killed
+/// with the run that had them, or it was before they were started.
+fn sweep_dedicated(home: &Home) -> Result<(), Error> {
+    for sibling in home.dedicated_siblings() {
+        background::spawn(crate::provider::sweep_dedicated(sibling))?;
+    }
+    Ok(())
 }
 
 async fn start(services: Vec<Service>, wanted: Wanted, dedicated: bool) -> Result<Stack, Error> {

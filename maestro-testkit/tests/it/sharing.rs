@@ -336,6 +336,33 @@ async fn what_a_killed_process_left_on_the_servers_is_removed_by_the_next() {
         .unwrap();
 }
 
+/// As when a run is killed with everything around it.
+async fn kill_guard(directory: &Path) {
+    let guard = std::fs::read_to_string(directory.join("guard")).unwrap();
+    let pid = guard.split(' ').next().unwrap();
+    let killed = Command::new("kill").args(["-KILL", pid]).status().unwrap();
+    assert!(killed.success());
+    until("the guard's end", || !is_running(&guard)).await;
+}
+
+#[tokio::test]
+async fn dedicated_servers_whose_guard_was_killed_are_gone_after_the_next_start_of_any_kind() {
+    let clone = Clone::with(&[Service::Redis], GRACE);
+    let dedicated = clone.path().join("dedicated");
+    std::fs::write(&dedicated, "").unwrap();
+    let mut first = OtherProcess::start(&clone);
+    let homes = homes(&clone);
+    let servers = Servers::of(&first, &homes);
+    kill_guard(&homes[0].join("redis")).await;
+    first.kill();
+    assert!(servers.one_runs());
+
+    std::fs::remove_file(dedicated).unwrap();
+    let _second = OtherProcess::start(&clone);
+    until("the old server's end", || !servers.one_runs()).await;
+    until("no directory", || !homes[0].exists()).await;
+}
+
 #[tokio::test]
 async fn a_server_whose_guard_was_killed_is_replaced_and_a_process_with_its_pid_is_not_touched() {
     let clone = Clone::with(&[Service::Redis], GRACE);
@@ -345,11 +372,7 @@ async fn a_server_whose_guard_was_killed_is_replaced_and_a_process_with_its_pid_
     let directory = homes[0].join("redis");
     // The guard is killed, and the pid it wrote down has become somebody else's. It goes first: after
     // the process it would stop the server.
-    let guard = std::fs::read_to_string(directory.join("guard")).unwrap();
-    let pid = guard.split(' ').next().unwrap();
-    let killed = Command::new("kill").args(["-KILL", pid]).status().unwrap();
-    assert!(killed.success());
-    until("the guard's end", || !is_running(&guard)).await;
+    kill_guard(&directory).await;
     first.kill();
     let mut decoy = Command::new("sleep").arg("600").spawn().unwrap();
     std::fs::write(directory.join("companion"), format!("{} 1", decoy.id())).unwrap();
