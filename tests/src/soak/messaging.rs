@@ -151,6 +151,9 @@ pub async fn run(plan: Plan) -> Result<()> {
     }
     let settled = settle(&world, &client, &pool).await;
     report(&world, &caused, &pool).await?;
+    if settled.is_err() {
+        faults::tell_queues(&world, &stack.rabbitmq()?).await?;
+    }
     settled?;
     balance(&world).await?;
     probe(&world, &client).await.context("at the end")?;

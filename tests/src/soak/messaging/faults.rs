@@ -148,17 +148,45 @@ async fn look(world: &World, broker: &Server, name: &str) -> Result<serde_json::
     .await
 }
 
+/// Tells what every queue is doing: for a campaign that does not settle.
+pub(super) async fn tell_queues(world: &World, broker: &Server) -> Result<()> {
+    let answer = ask(world, broker, Method::GET, "")?.send().await?;
+    let queues: Vec<serde_json::Value> = answer.json().await?;
+    for queue in queues {
+        let of = |name: &str| queue.get(name).cloned().unwrap_or_default();
+        world.plan.step(format!(
+            "{}: {}, {} ready, {} unacknowledged, {} consumers",
+            of("name"),
+            of("state"),
+            of("messages_ready"),
+            of("messages_unacknowledged"),
+            of("consumers"),
+        ));
+    }
+    Ok(())
+}
+
 fn request(
     world: &World,
     broker: &Server,
     method: Method,
     name: &str,
 ) -> Result<reqwest::RequestBuilder> {
+    ask(world, broker, method, &format!("/orders.{name}"))
+}
+
+/// A question to the management API about the queues of the service.
+fn ask(
+    world: &World,
+    broker: &Server,
+    method: Method,
+    path: &str,
+) -> Result<reqwest::RequestBuilder> {
     let url: url::Url = world.variable("MAESTRO_MESSAGING_URL")?.parse()?;
     let vhost = url.path().trim_start_matches('/').to_owned();
     let base = broker.management_url().context("no management API")?;
     let admin: url::Url = broker.admin_url().expose().parse()?;
-    let url = format!("{base}/api/queues/{vhost}/orders.{name}");
+    let url = format!("{base}/api/queues/{vhost}{path}");
     Ok(crate::http()
         .request(method, url)
         .basic_auth(admin.username(), admin.password())
