@@ -107,6 +107,15 @@ pub async fn run(plan: &Plan, program: &Path) -> Result<()> {
         }
     }
 
+    // Not as long as the plan says but as long as it takes: a slow machine reads less in that time, and
+    // most of it under faults, which excuse a read.
+    crate::until(SETTLE, "enough reads held to the bound", async || {
+        let ledger = locked(&ledger);
+        ledger.verdict()?;
+        Ok(ledger.has_held_enough().then_some(()))
+    })
+    .await?;
+
     plan.step("settling");
     for side in &mut sides {
         side.tell("settle").await?;
